@@ -1,0 +1,134 @@
+"""Files and disks addressed by byte offset, and the content of a disk that is still to be written.
+
+`BlockReader` is what readers of a disk take (a raw file, a VHDX, a slice of either);
+`BlockFile` adds what writers need. `DiskContent` describes a whole disk sparsely, so that a
+formatted disk of any size can be handed from the file-system code to an image writer in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+from snapshotter.errors import UnavailableError
+
+
+class BlockReader(Protocol):
+    """Something that can be read at any byte offset."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`; fewer only where the end is reached."""
+        ...
+
+
+class BlockFile(BlockReader, Protocol):
+    """A `BlockReader` that can be changed."""
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data` at `offset`, growing the file where needed."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Set the length to `size` bytes."""
+        ...
+
+    def flush(self) -> None:
+        """Return only when everything written so far would survive a power cut."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DiskContent:
+    """A whole disk, sparsely.
+
+    `pieces` are (offset, bytes) in ascending order without overlap. `zeros` are (offset, length)
+    ranges that must read as zeros. Everything else is free: it may read as anything.
+    """
+
+    size: int
+    pieces: tuple[tuple[int, bytes], ...]
+    zeros: tuple[tuple[int, int], ...] = ()
+
+
+class LocalBlockFile:
+    """A regular file on this host as a `BlockFile`; a context manager."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor = descriptor
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, writable: bool = False) -> Self:
+        """Open an existing file.
+
+        Raises UnavailableError where the system refuses, FileNotFoundError where it is missing.
+        """
+        target = Path(path)
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | getattr(os, "O_BINARY", 0)
+        try:
+            return cls(os.open(target, flags | getattr(os, "O_CLOEXEC", 0)), target)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UnavailableError(f"cannot open {target}: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return os.fstat(self._descriptor).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`; fewer only where the end is reached."""
+        parts: list[bytes] = []
+        while length > 0:
+            part = os.pread(self._descriptor, length, offset)
+            if not part:
+                break
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data` at `offset`. Raises UnavailableError (disk full, I/O error)."""
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.pwrite(self._descriptor, view, offset)
+                view = view[written:]
+                offset += written
+        except OSError as error:
+            raise UnavailableError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def truncate(self, size: int) -> None:
+        """Set the length to `size` bytes. Raises UnavailableError."""
+        try:
+            os.ftruncate(self._descriptor, size)
+        except OSError as error:
+            raise UnavailableError(f"cannot resize {self.path}: {error.strerror}") from error
+
+    def flush(self) -> None:
+        """Make everything written so far durable. Raises UnavailableError."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise UnavailableError(f"cannot flush {self.path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Close the descriptor; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
