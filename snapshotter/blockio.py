@@ -8,6 +8,8 @@ formatted disk of any size can be handed from the file-system code to an image w
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -57,6 +59,24 @@ class DiskContent:
     zeros: tuple[tuple[int, int], ...] = ()
 
 
+if sys.platform == "win32":
+    # No positional I/O there: seek and transfer are one step under a lock for all files.
+    _seeking = threading.Lock()
+
+    def _pread(descriptor: int, length: int, offset: int) -> bytes:
+        with _seeking:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.read(descriptor, length)
+
+    def _pwrite(descriptor: int, data: memoryview, offset: int) -> int:
+        with _seeking:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            return os.write(descriptor, data)
+
+else:
+    _pread, _pwrite = os.pread, os.pwrite
+
+
 class LocalBlockFile:
     """A regular file on this host as a `BlockFile`; a context manager."""
 
@@ -94,7 +114,7 @@ class LocalBlockFile:
         """Return `length` bytes from `offset`; fewer only where the end is reached."""
         parts: list[bytes] = []
         while length > 0:
-            part = os.pread(self._descriptor, length, offset)
+            part = _pread(self._descriptor, length, offset)
             if not part:
                 break
             parts.append(part)
@@ -107,7 +127,7 @@ class LocalBlockFile:
         view = memoryview(data)
         try:
             while view:
-                written = os.pwrite(self._descriptor, view, offset)
+                written = _pwrite(self._descriptor, view, offset)
                 view = view[written:]
                 offset += written
         except OSError as error:
