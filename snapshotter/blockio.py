@@ -111,16 +111,17 @@ class LocalBlockFile:
         return os.fstat(self._descriptor).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset`; fewer only where the end is reached."""
-        parts: list[bytes] = []
-        while length > 0:
-            part = _pread(self._descriptor, length, offset)
-            if not part:
-                break
-            parts.append(part)
-            offset += len(part)
-            length -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        """Return `length` bytes from `offset`; fewer only at the end. Raises UnavailableError."""
+        try:
+            data = _pread(self._descriptor, length, offset)
+            while 0 < len(data) < length:
+                more = _pread(self._descriptor, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as error:
+            raise UnavailableError(f"cannot read {self.path}: {error.strerror}") from error
+        return data
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `offset`. Raises UnavailableError (disk full, I/O error)."""

@@ -1,0 +1,250 @@
+"""New VHDX files: the content of a whole file for the content of a disk.
+
+The layout follows the order of files that Windows makes::
+
+    0      file identifier, headers, region tables
+    1 MiB  log (1 MiB, empty)
+    2 MiB  metadata region (1 MiB)
+    3 MiB  BAT region (as many MiB as the disk needs)
+    then   payload blocks, in the order of the disk
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Self
+from uuid import UUID
+
+from snapshotter.blockio import DiskContent
+from snapshotter.errors import InvalidArgumentError
+from snapshotter.units import MIB
+from snapshotter.vhdx.bat import ENTRY_SIZE, BatBuilder, BatGeometry
+from snapshotter.vhdx.format import (
+    ALIGNMENT,
+    HEADER_OFFSETS,
+    REGION_TABLE_OFFSETS,
+    FileIdentifier,
+)
+from snapshotter.vhdx.header import NO_GUID, Header
+from snapshotter.vhdx.metadata import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, TABLE_SIZE, DiskParameters
+from snapshotter.vhdx.publish import write_content
+from snapshotter.vhdx.region import BAT_REGION, METADATA_REGION, RegionEntry, RegionTable
+
+DEFAULT_CREATOR: Final = "lcowlab"
+
+_LOG_OFFSET = 1 * MIB
+_LOG_LENGTH = 1 * MIB
+_METADATA_OFFSET = 2 * MIB
+_METADATA_LENGTH = 1 * MIB
+_BAT_OFFSET = 3 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class VhdxIdentity:
+    """The GUIDs that make one file, its data and its disk different from every other."""
+
+    file_write_guid: UUID
+    data_write_guid: UUID
+    disk_id: UUID
+
+    @classmethod
+    def fresh(cls) -> Self:
+        """Return three new random GUIDs."""
+        return cls(uuid.uuid4(), uuid.uuid4(), uuid.uuid4())
+
+
+@dataclass(frozen=True, slots=True)
+class VhdxLayout:
+    """A VHDX file whose identity is still open; `stamp` gives it one.
+
+    Everything but headers and metadata is computed once, so that one layout serves any number of
+    files that differ in their identity alone.
+    """
+
+    file_size: int
+    disk_size: int
+    block_size: int
+    logical_sector_size: int
+    physical_sector_size: int
+    before_metadata: tuple[tuple[int, bytes], ...]
+    after_metadata: tuple[tuple[int, bytes], ...]
+
+    def stamp(self, identity: VhdxIdentity) -> DiskContent:
+        """Return the content of the file with this identity."""
+        headers = (
+            (
+                at,
+                Header(
+                    sequence_number=number,
+                    file_write_guid=identity.file_write_guid,
+                    data_write_guid=identity.data_write_guid,
+                    log_guid=NO_GUID,
+                    log_version=0,
+                    version=1,
+                    log_length=_LOG_LENGTH,
+                    log_offset=_LOG_OFFSET,
+                ).pack(),
+            )
+            for number, at in enumerate(HEADER_OFFSETS, start=1)
+        )
+        table, items = DiskParameters(
+            disk_size=self.disk_size,
+            block_size=self.block_size,
+            logical_sector_size=self.logical_sector_size,
+            physical_sector_size=self.physical_sector_size,
+            disk_id=identity.disk_id,
+        ).pack_items()
+        identifier, *tables = self.before_metadata
+        pieces = (
+            identifier,
+            *headers,
+            *tables,
+            (_METADATA_OFFSET, table.pack()),
+            (_METADATA_OFFSET + TABLE_SIZE, items),
+            *self.after_metadata,
+        )
+        return DiskContent(self.file_size, pieces, tuple(_gaps(pieces, self.file_size)))
+
+
+def _gaps(pieces: Iterable[tuple[int, bytes]], size: int) -> Iterable[tuple[int, int]]:
+    """Yield (offset, length) of what is not in a piece: all of it must read as zeros."""
+    end = 0
+    for offset, data in pieces:
+        if offset > end:
+            yield end, offset - end
+        end = offset + len(data)
+    if size > end:
+        yield end, size - end
+
+
+def layout_vhdx(
+    content: DiskContent,
+    *,
+    block_size: int = MIB,
+    logical_sector_size: int = 512,
+    physical_sector_size: int = 4096,
+    creator: str = DEFAULT_CREATOR,
+) -> VhdxLayout:
+    """Return the layout of a dynamic VHDX that holds `content`.
+
+    Blocks with a piece are FULLY_PRESENT, further blocks that `content.zeros` touches are ZERO
+    and take no room, the rest is NOT_PRESENT. `block_size` is a power of two from 1 to 256 MiB,
+    sector sizes are 512 or 4096.
+
+    Raises InvalidArgumentError for a size that the format cannot hold (a multiple of the logical
+    sector size up to 64 TiB it can) or content that breaks the rules of `DiskContent`.
+    """
+    _check_arguments(content, block_size, logical_sector_size, physical_sector_size)
+    geometry = BatGeometry(content.size, block_size, logical_sector_size)
+    bat_length = max(1, -(-geometry.entries * ENTRY_SIZE // ALIGNMENT)) * ALIGNMENT
+    bat = BatBuilder(geometry)
+    for offset, length in content.zeros:
+        if length:
+            bat.set_zero(offset // block_size, (offset + length - 1) // block_size + 1)
+
+    payload: list[tuple[int, bytes]] = []
+    end = _BAT_OFFSET + bat_length
+    last_block = -1
+    for offset, data in content.pieces:
+        done = 0
+        while done < len(data):
+            block, within = divmod(offset + done, block_size)
+            if block != last_block:
+                bat.set_present(block, end)
+                last_block, end = block, end + block_size
+            count = min(block_size - within, len(data) - done)
+            part = data if count == len(data) else data[done : done + count]
+            payload.append((end - block_size + within, part))
+            done += count
+
+    regions = RegionTable(
+        (
+            RegionEntry(BAT_REGION, _BAT_OFFSET, bat_length, required=True),
+            RegionEntry(METADATA_REGION, _METADATA_OFFSET, _METADATA_LENGTH, required=True),
+        )
+    )
+    table = regions.pack()[: regions.used_size]
+    return VhdxLayout(
+        file_size=end,
+        disk_size=content.size,
+        block_size=block_size,
+        logical_sector_size=logical_sector_size,
+        physical_sector_size=physical_sector_size,
+        before_metadata=(
+            (0, FileIdentifier(creator).pack()),
+            *((at, table) for at in REGION_TABLE_OFFSETS),
+        ),
+        after_metadata=(*bat.pieces(_BAT_OFFSET), *payload),
+    )
+
+
+def emit_vhdx(
+    content: DiskContent,
+    *,
+    block_size: int = MIB,
+    logical_sector_size: int = 512,
+    physical_sector_size: int = 4096,
+    creator: str = DEFAULT_CREATOR,
+    identity: VhdxIdentity | None = None,
+) -> DiskContent:
+    """Return the content of a whole VHDX file that holds `content`; `write_content` stores it.
+
+    Without an `identity` it gets fresh GUIDs. Raises as `layout_vhdx`.
+    """
+    layout = layout_vhdx(
+        content,
+        block_size=block_size,
+        logical_sector_size=logical_sector_size,
+        physical_sector_size=physical_sector_size,
+        creator=creator,
+    )
+    return layout.stamp(identity or VhdxIdentity.fresh())
+
+
+def create_vhdx(
+    path: str | os.PathLike[str],
+    size: int,
+    *,
+    block_size: int = MIB,
+    logical_sector_size: int = 512,
+    physical_sector_size: int = 4096,
+) -> None:
+    """Create an empty dynamic disk of `size` bytes at `path`, durably; all of it reads as zeros.
+
+    Raises InvalidArgumentError, AlreadyExistsError, UnavailableError; on failure nothing is left.
+    """
+    content = emit_vhdx(
+        DiskContent(size, ()),
+        block_size=block_size,
+        logical_sector_size=logical_sector_size,
+        physical_sector_size=physical_sector_size,
+    )
+    write_content(path, content)
+
+
+def _check_arguments(
+    content: DiskContent, block_size: int, logical_sector_size: int, physical_sector_size: int
+) -> None:
+    parameters = DiskParameters(
+        content.size, block_size, logical_sector_size, physical_sector_size, NO_GUID
+    )
+    if parameters.problem() is not None or content.size == 0:
+        raise InvalidArgumentError(
+            f"no VHDX can hold {content.size} bytes in blocks of {block_size} with sectors of"
+            f" {logical_sector_size}/{physical_sector_size}: sizes are multiples of the logical"
+            " sector up to 64 TiB, blocks powers of two from"
+            f" {MIN_BLOCK_SIZE // MIB} to {MAX_BLOCK_SIZE // MIB} MiB, sectors 512 or 4096"
+        )
+    for (left, data), (right, _) in pairwise(content.pieces):
+        if left + len(data) > right:
+            raise InvalidArgumentError(f"the pieces at {left} and {right} overlap")
+    stretches = [(offset, len(data)) for offset, data in content.pieces] + list(content.zeros)
+    for offset, length in stretches:
+        if offset < 0 or length < 0 or offset + length > content.size:
+            raise InvalidArgumentError(
+                f"{length} bytes at {offset} are not on a disk of {content.size} bytes"
+            )
