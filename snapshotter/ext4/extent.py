@@ -1,0 +1,118 @@
+"""Extent trees: where the blocks of a file are.
+
+Documentation/filesystems/ext4/ifork.rst. A node is a 12-byte header and 12-byte entries; the root
+lives in the 60 bytes of i_block, further nodes fill a block each.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from snapshotter.errors import Ext4CorruptError
+from snapshotter.ext4.format import BLOCK_SIZE
+from snapshotter.ext4.inode import INLINE_AREA
+
+EXTENT_MAGIC: Final = 0xF30A
+MAX_DEPTH: Final = 5  # EXT4_MAX_EXTENT_DEPTH
+MAX_EXTENT_BLOCKS: Final = 32_768  # a longer ee_len would mean: unwritten
+ROOT_ENTRIES: Final = (INLINE_AREA - 12) // 12
+LEAF_ENTRIES: Final = (BLOCK_SIZE - 12) // 12
+
+_HEADER = struct.Struct("<HHHHI")
+_EXTENT = struct.Struct("<IHHI")
+_INDEX = struct.Struct("<IIHH")
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`count` blocks of a file from `logical` on, at `physical`.
+
+    `written` is False for blocks that are promised but still read as zeros.
+    """
+
+    LAYOUT: ClassVar = _EXTENT
+    logical: int
+    physical: int
+    count: int
+    written: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentNode:
+    """A decoded node: extents where `depth` is 0, else the blocks of its children, in order."""
+
+    depth: int
+    extents: tuple[Extent, ...]
+    children: tuple[int, ...]
+
+
+def split_run(physical: int, count: int) -> list[Extent]:
+    """Return the extents of a file whose `count` blocks lie in one run from `physical` on."""
+    return [
+        Extent(at, physical + at, min(MAX_EXTENT_BLOCKS, count - at))
+        for at in range(0, count, MAX_EXTENT_BLOCKS)
+    ]
+
+
+def leaf_blocks_needed(count: int) -> int:
+    """Return how many tree blocks a file of `count` contiguous blocks needs outside its inode."""
+    extents = -(-count // MAX_EXTENT_BLOCKS)
+    return 0 if extents <= ROOT_ENTRIES else -(-extents // LEAF_ENTRIES)
+
+
+def pack_extents(extents: Sequence[Extent], *, leaf_block: int = 0) -> tuple[bytes, list[bytes]]:
+    """Return (i_block, tree blocks) of a file; the tree blocks go to `leaf_block` and after.
+
+    At most 4 x 340 extents, which is 170 GiB of contiguous data.
+    """
+    if len(extents) <= ROOT_ENTRIES:
+        return _node(extents, limit=ROOT_ENTRIES, size=INLINE_AREA), []
+    leaves = [extents[at : at + LEAF_ENTRIES] for at in range(0, len(extents), LEAF_ENTRIES)]
+    assert len(leaves) <= ROOT_ENTRIES, "more extents than a tree of depth 1 holds"
+    root = bytearray(_HEADER.pack(EXTENT_MAGIC, len(leaves), ROOT_ENTRIES, 1, 0))
+    for number, leaf in enumerate(leaves):
+        block = leaf_block + number
+        root += _INDEX.pack(leaf[0].logical, block & 0xFFFF_FFFF, block >> 32, 0)
+    return (
+        bytes(root).ljust(INLINE_AREA, b"\0"),
+        [_node(leaf, limit=LEAF_ENTRIES, size=BLOCK_SIZE) for leaf in leaves],
+    )
+
+
+def _node(extents: Sequence[Extent], *, limit: int, size: int) -> bytes:
+    raw = bytearray(_HEADER.pack(EXTENT_MAGIC, len(extents), limit, 0, 0))
+    for extent in extents:
+        raw += _EXTENT.pack(
+            extent.logical, extent.count, extent.physical >> 32, extent.physical & 0xFFFF_FFFF
+        )
+    return bytes(raw).ljust(size, b"\0")
+
+
+def unpack_node(raw: bytes, *, at: int | None = None) -> ExtentNode:
+    """Decode a node from i_block or a tree block; `at` is its offset on disk, for errors.
+
+    Raises Ext4CorruptError.
+    """
+    magic, entries, limit, depth, _ = _HEADER.unpack_from(raw)
+    if magic != EXTENT_MAGIC:
+        raise Ext4CorruptError("extent header", f"magic {magic:#06x}", offset=at)
+    if entries > limit or 12 + 12 * entries > len(raw):
+        raise Ext4CorruptError("extent header", f"{entries} entries of {limit}", offset=at)
+    if depth > MAX_DEPTH:
+        raise Ext4CorruptError("extent header", f"depth {depth}", offset=at)
+    places = range(12, 12 + 12 * entries, 12)
+    if depth:
+        indexes = [_INDEX.unpack_from(raw, place) for place in places]
+        return ExtentNode(depth, (), tuple(high << 32 | low for _, low, high, _ in indexes))
+    extents = []
+    for place in places:
+        logical, length, high, low = _EXTENT.unpack_from(raw, place)
+        written = length <= MAX_EXTENT_BLOCKS
+        count = length if written else length - MAX_EXTENT_BLOCKS
+        if not count:
+            raise Ext4CorruptError("extent", "of no blocks", offset=at)
+        extents.append(Extent(logical, high << 32 | low, count, written))
+    return ExtentNode(0, tuple(extents), ())

@@ -1,0 +1,85 @@
+"""Block group descriptors and the bitmaps they point to.
+
+Documentation/filesystems/ext4/group_descr.rst and bitmaps.rst. A table of descriptors is one
+numpy structured array: 32-byte rows, or 64-byte ones where the 64bit feature is set.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snapshotter.crc32c import crc32c_raw
+from snapshotter.ext4.format import BLOCK_SIZE
+
+
+class GroupFlag(enum.IntFlag):
+    """bg_flags."""
+
+    INODE_UNINIT = 0x1  # the inode bitmap is not on disk: every inode is free
+    BLOCK_UNINIT = 0x2  # the block bitmap is not on disk: only the group's own metadata is in use
+    INODE_ZEROED = 0x4  # the inode table reads as zeros where unused: no lazy initialisation
+
+
+_LOW: Final = [
+    ("block_bitmap", "<u4"),
+    ("inode_bitmap", "<u4"),
+    ("inode_table", "<u4"),
+    ("free_blocks", "<u2"),
+    ("free_inodes", "<u2"),
+    ("used_dirs", "<u2"),
+    ("flags", "<u2"),
+    ("exclude_bitmap", "<u4"),
+    ("block_bitmap_checksum", "<u2"),
+    ("inode_bitmap_checksum", "<u2"),
+    ("unused_inodes", "<u2"),
+    ("checksum", "<u2"),
+]
+_HIGH: Final = [
+    ("block_bitmap_hi", "<u4"),
+    ("inode_bitmap_hi", "<u4"),
+    ("inode_table_hi", "<u4"),
+    ("free_blocks_hi", "<u2"),
+    ("free_inodes_hi", "<u2"),
+    ("used_dirs_hi", "<u2"),
+    ("unused_inodes_hi", "<u2"),
+    ("exclude_bitmap_hi", "<u4"),
+    ("block_bitmap_checksum_hi", "<u2"),
+    ("inode_bitmap_checksum_hi", "<u2"),
+    ("reserved", "<u4"),
+]
+DESCRIPTOR: Final = np.dtype(_LOW)
+DESCRIPTOR_64: Final = np.dtype(_LOW + _HIGH)
+
+assert DESCRIPTOR.itemsize == 32
+assert DESCRIPTOR_64.itemsize == 64
+
+
+def seal_descriptors(table: NDArray[np.void], seed: int) -> None:
+    """Fill in the checksum of every row of `table`, whose first row is group 0."""
+    table["checksum"] = 0
+    size = table.dtype.itemsize
+    raw = table.tobytes()
+    table["checksum"] = [
+        crc32c_raw(crc32c_raw(seed, struct.pack("<I", group)), raw[at : at + size]) & 0xFFFF
+        for group, at in enumerate(range(0, len(raw), size))
+    ]
+
+
+def prefix_bitmap(used: int, valid: int) -> bytes:
+    """Return a bitmap block: set below `used`, and from `valid` on, where nothing exists."""
+    bits = bytearray(BLOCK_SIZE)
+    full, rest = divmod(used, 8)
+    bits[:full] = b"\xff" * full
+    if rest:
+        bits[full] = (1 << rest) - 1
+    full, rest = divmod(valid, 8)
+    if rest:
+        bits[full] |= 0xFF & ~((1 << rest) - 1)
+        full += 1
+    bits[full:] = b"\xff" * (BLOCK_SIZE - full)
+    return bytes(bits)
