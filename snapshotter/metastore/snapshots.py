@@ -1,0 +1,284 @@
+"""The snapshot table: containerd's core/snapshots/storage semantics, error kinds included.
+
+Where an operation can fail in more than one way, the order of the checks is containerd's.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from snapshotter.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from snapshotter.filters import Filters
+from snapshotter.keys import BackendKey, check_text
+from snapshotter.labels import without_empty
+from snapshotter.metastore.model import Info, Kind, Snapshot, SnapshotId, Usage
+
+_SELECT_INFO: Final = """
+    SELECT s.key, s.kind, coalesce(p.key, ''), s.created_ns, s.updated_ns,
+        (SELECT json_group_object(name, value) FROM label WHERE snapshot_id = s.id)
+    FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent_id
+"""
+_LABELS_FIELD: Final = "labels"
+_LABEL_FIELD: Final = "labels."
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    id: SnapshotId
+    kind: Kind
+    parent_id: SnapshotId | None
+
+
+class Snapshots:
+    """The snapshots of one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def check_create(self, key: str, parent: str) -> SnapshotId | None:
+        """The parent's number, after every check that `create` makes; None without a parent.
+
+        Raises NotFoundError or InvalidArgumentError (parent missing, not committed), then
+        AlreadyExistsError.
+        """
+        parent_id = None
+        if parent:
+            row = self._find(parent)
+            if row is None:
+                raise NotFoundError(f"parent snapshot {parent!r} does not exist")
+            if row.kind is not Kind.COMMITTED:
+                raise InvalidArgumentError(
+                    f"parent snapshot {parent!r} is {row.kind.word}, not committed; commit it first"
+                )
+            parent_id = row.id
+        if self._find(key) is not None:
+            raise AlreadyExistsError(f"snapshot {key!r} already exists")
+        return parent_id
+
+    def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Snapshot:
+        """Add an active snapshot or a view, with the labels that have a value.
+
+        Raises NotFoundError, InvalidArgumentError, AlreadyExistsError.
+        """
+        parent_id = self.check_create(key, parent)
+        name = BackendKey.parse(key)
+        now = time.time_ns()
+        cursor = self._connection.execute(
+            "INSERT INTO snapshot (key, namespace, client, kind, parent_id, created_ns, updated_ns)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (key, name.namespace, name.client, kind, parent_id, now, now),
+        )
+        number = SnapshotId(cursor.lastrowid or 0)
+        self._set_labels(number, labels)
+        return Snapshot(number, kind, self._ancestors(parent_id))
+
+    def check_commit(self, name: str, key: str) -> SnapshotId:
+        """The number of the active `key`, after the checks of `commit` that need no parent.
+
+        Raises AlreadyExistsError (name), NotFoundError, FailedPreconditionError (not active).
+        """
+        return self._committable(name, key).id
+
+    def commit(
+        self, name: str, key: str, *, labels: Mapping[str, str], usage: Usage, parent: str = ""
+    ) -> SnapshotId:
+        """Make the active `key` the committed `name`: labels replaced, both times set to now.
+
+        An active snapshot without a parent may be given `parent` (containerd 2.2's rebase).
+        Raises AlreadyExistsError (name), NotFoundError (key, parent), FailedPreconditionError
+        (`key` not active, `parent` not committed), InvalidArgumentError (another parent).
+        """
+        row = self._committable(name, key)
+        parent_id = row.parent_id
+        if parent:
+            parent_id = self._rebased(key, row, parent)
+        new = BackendKey.parse(name)
+        now = time.time_ns()
+        self._connection.execute(
+            "UPDATE snapshot SET key = ?, namespace = ?, client = ?, kind = ?, parent_id = ?,"
+            " created_ns = ?, updated_ns = ?, size = ?, inodes = ? WHERE id = ?",
+            (
+                *(name, new.namespace, new.client, Kind.COMMITTED, parent_id),
+                *(now, now, usage.size, usage.inodes, row.id),
+            ),
+        )
+        self._replace_labels(row.id, labels)
+        return row.id
+
+    def remove(self, key: str) -> Snapshot:
+        """Remove a snapshot of any kind and return what it was.
+
+        Raises NotFoundError, FailedPreconditionError (it has children).
+        """
+        row = self._existing(key)
+        child = self._connection.execute(
+            "SELECT key FROM snapshot WHERE parent_id = ? LIMIT 1", (row.id,)
+        ).fetchone()
+        if child is not None:
+            raise FailedPreconditionError(
+                f"cannot remove snapshot {key!r} with child; remove {child[0]!r} first"
+            )
+        removed = Snapshot(row.id, row.kind, self._ancestors(row.parent_id))
+        self._connection.execute("DELETE FROM snapshot WHERE id = ?", (row.id,))
+        return removed
+
+    def update(self, info: Info, fieldpaths: Sequence[str]) -> Info:
+        """Set labels and return the result; all labels without field paths.
+
+        Paths are `labels` and `labels.<key>`; a label absent from `info` is deleted. Kind,
+        parent and creation time never change. Raises NotFoundError, InvalidArgumentError.
+        """
+        row = self._existing(info.name)
+        labels = self._labels(row.id)
+        for path in fieldpaths or (_LABELS_FIELD,):
+            if path == _LABELS_FIELD:
+                labels = dict(info.labels)
+            elif path.startswith(_LABEL_FIELD) and path != _LABEL_FIELD:
+                name = path.removeprefix(_LABEL_FIELD)
+                labels[name] = info.labels.get(name, "")
+            else:
+                raise InvalidArgumentError(
+                    f"cannot update {path!r} field on snapshot {info.name!r};"
+                    " only labels and labels.<key> can change"
+                )
+        self._replace_labels(row.id, labels)
+        self._connection.execute(
+            "UPDATE snapshot SET updated_ns = ? WHERE id = ?", (time.time_ns(), row.id)
+        )
+        return self.info(info.name)
+
+    def info(self, key: str) -> Info:
+        """Stat. Raises NotFoundError."""
+        row = self._connection.execute(_SELECT_INFO + " WHERE s.key = ?", (key,)).fetchone()
+        if row is None:
+            raise _missing(key)
+        return _info(row)
+
+    def walk(self, filters: Filters) -> Iterator[Info]:
+        """Every snapshot that one of the filters matches, in the byte order of their keys."""
+        condition = filters.where()
+        rows = self._connection.execute(
+            f"{_SELECT_INFO} WHERE {condition.sql} ORDER BY s.key", condition.parameters
+        )
+        for row in rows:
+            info = _info(row)
+            if condition.exact or filters.match(info):
+                yield info
+
+    def snapshot(self, key: str) -> Snapshot:
+        """An active snapshot or a view, with its parents.
+
+        Raises NotFoundError, FailedPreconditionError (committed).
+        """
+        row = self._existing(key)
+        if row.kind is Kind.COMMITTED:
+            raise FailedPreconditionError(
+                f"requested snapshot {key!r} not active or view; prepare a snapshot on top of it"
+            )
+        return Snapshot(row.id, row.kind, self._ancestors(row.parent_id))
+
+    def usage(self, key: str) -> tuple[SnapshotId, Kind, Usage]:
+        """A snapshot's number and kind, and the usage that its commit recorded (else zero).
+
+        Raises NotFoundError.
+        """
+        row = self._connection.execute(
+            "SELECT id, kind, size, inodes FROM snapshot WHERE key = ?", (key,)
+        ).fetchone()
+        if row is None:
+            raise _missing(key)
+        return SnapshotId(row[0]), Kind(row[1]), Usage(row[2], row[3])
+
+    def numbers(self) -> frozenset[int]:
+        """The numbers of all snapshots."""
+        return frozenset(row[0] for row in self._connection.execute("SELECT id FROM snapshot"))
+
+    def _find(self, key: str) -> _Row | None:
+        row = self._connection.execute(
+            "SELECT id, kind, parent_id FROM snapshot WHERE key = ?", (key,)
+        ).fetchone()
+        return None if row is None else _Row(row[0], Kind(row[1]), row[2])
+
+    def _existing(self, key: str) -> _Row:
+        row = self._find(key)
+        if row is None:
+            raise _missing(key)
+        return row
+
+    def _committable(self, name: str, key: str) -> _Row:
+        if self._find(name) is not None:
+            raise AlreadyExistsError(f"snapshot {name!r} already exists")
+        row = self._existing(key)
+        if row.kind is not Kind.ACTIVE:
+            raise FailedPreconditionError(f"snapshot {key!r} is {row.kind.word}, not active")
+        return row
+
+    def _rebased(self, key: str, row: _Row, parent: str) -> SnapshotId:
+        found = self._find(parent)
+        if row.parent_id is not None:
+            if found is None or found.id != row.parent_id:
+                raise InvalidArgumentError(
+                    f"cannot change parent of active snapshot {key!r} to {parent!r}"
+                )
+            return row.parent_id
+        if found is None:
+            raise NotFoundError(f"parent snapshot {parent!r} does not exist")
+        if found.kind is not Kind.COMMITTED:
+            raise FailedPreconditionError(
+                f"parent snapshot {parent!r} is {found.kind.word}, not committed; commit it first"
+            )
+        return found.id
+
+    def _ancestors(self, parent_id: SnapshotId | None) -> tuple[SnapshotId, ...]:
+        if parent_id is None:
+            return ()
+        rows = self._connection.execute(
+            """WITH RECURSIVE chain (id, depth) AS (
+                SELECT ?, 0
+                UNION ALL
+                SELECT s.parent_id, depth + 1 FROM chain JOIN snapshot s ON s.id = chain.id
+                WHERE s.parent_id IS NOT NULL
+            ) SELECT id FROM chain ORDER BY depth""",
+            (parent_id,),
+        )
+        return tuple(SnapshotId(row[0]) for row in rows)
+
+    def _labels(self, number: SnapshotId) -> dict[str, str]:
+        return dict(
+            self._connection.execute(
+                "SELECT name, value FROM label WHERE snapshot_id = ?", (number,)
+            )
+        )
+
+    def _replace_labels(self, number: SnapshotId, labels: Mapping[str, str]) -> None:
+        self._connection.execute("DELETE FROM label WHERE snapshot_id = ?", (number,))
+        self._set_labels(number, labels)
+
+    def _set_labels(self, number: SnapshotId, labels: Mapping[str, str]) -> None:
+        kept = without_empty(labels)
+        for name, value in kept.items():
+            check_text("label", name)
+            check_text(f"value of label {name}", value)
+        self._connection.executemany(
+            "INSERT INTO label (snapshot_id, name, value) VALUES (?, ?, ?)",
+            [(number, name, value) for name, value in kept.items()],
+        )
+
+
+def _info(row: tuple[str, int, str, int, int, str]) -> Info:
+    key, kind, parent, created_ns, updated_ns, labels = row
+    return Info(key, Kind(kind), parent, json.loads(labels), created_ns, updated_ns)
+
+
+def _missing(key: str) -> NotFoundError:
+    return NotFoundError(f"snapshot {key!r} does not exist")

@@ -1,0 +1,40 @@
+"""Disk space of directories."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from snapshotter.metastore.model import Usage
+
+_BLOCK = 512
+"""Unit of st_blocks, whatever the file system's own block size is (POSIX stat)."""
+
+
+def disk_usage(directory: Path) -> Usage:
+    """Bytes allocated to everything below and including `directory`, each inode once.
+
+    Links are not followed. What vanishes meanwhile counts nothing, as does a directory that does
+    not exist. Where the system does not say what is allocated (Windows), lengths are summed.
+    """
+    seen: set[tuple[int, int]] = set()
+    size = 0
+    pending = [directory]
+    while pending:
+        path = pending.pop()
+        try:
+            status = path.lstat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            size += _allocated(status)
+            if path.is_dir() and not path.is_symlink():
+                pending.extend(path.iterdir())
+        except FileNotFoundError:
+            continue
+    return Usage(size, len(seen))
+
+
+def _allocated(status: os.stat_result) -> int:
+    blocks: int | None = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None else blocks * _BLOCK
