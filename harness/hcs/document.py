@@ -1,0 +1,397 @@
+"""HCS documents: the `ComputeSystem` tree as LCOW uses it, and `ModifySettingRequest`.
+
+Field names, spelling and omission rules are those of the HCS schema as hcsshim sends it (hcsshim
+`internal/hcs/schema2`; MicrosoftDocs `virtualization/api/hcs/SchemaReference`). Fields that LCOW
+does not use are kept in `extra`, so that a document from elsewhere survives a round trip.
+
+A kernel command line in a document is the neutral part: what is right on every compute service.
+Each service appends what its own virtual hardware needs.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from harness.errors import UsageError
+from harness.hcs.devices import (
+    Attachment,
+    AttachmentType,
+    ComPort,
+    Devices,
+    HvSocket,
+    HvSocketSystemConfig,
+    Scsi,
+)
+from harness.hcs.schema import decode, encode, json_name, unknown_fields
+
+__all__ = [
+    "LUNS_PER_CONTROLLER",
+    "MAX_SCSI_CONTROLLERS",
+    "MIN_MEMORY_MB",
+    "SCSI_CONTROLLER_GUIDS",
+    "Attachment",
+    "AttachmentType",
+    "Chipset",
+    "ComPort",
+    "ComputeSystem",
+    "CpuGroup",
+    "Devices",
+    "HvSocket",
+    "HvSocketSystemConfig",
+    "LinuxKernelDirect",
+    "Memory",
+    "ModifySettingRequest",
+    "Processor",
+    "RequestType",
+    "Scsi",
+    "StorageQoS",
+    "Topology",
+    "Uefi",
+    "UefiBootEntry",
+    "Version",
+    "VirtualMachine",
+    "attach_request",
+    "controller_number",
+    "detach_request",
+    "lcow_document",
+    "lun_number",
+    "parse_scsi_attachment_path",
+    "scsi_attachment_path",
+]
+
+# hcsshim addresses SCSI controllers by fixed GUIDs, because a guest enumerates them in any order:
+# UUIDv5 of this namespace and the names "0" to "3" (hcsshim internal/protocol/guestrequest).
+_SCSI_NAMESPACE: Final = uuid.UUID("d422512d-2bf2-4752-809d-7b82b5fcb1b4")
+MAX_SCSI_CONTROLLERS: Final = 4
+LUNS_PER_CONTROLLER: Final = 64
+SCSI_CONTROLLER_GUIDS: Final = tuple(
+    str(uuid.uuid5(_SCSI_NAMESPACE, str(index))) for index in range(MAX_SCSI_CONTROLLERS)
+)
+MIN_MEMORY_MB: Final = 256
+"""Less leaves too little for the guest agent beside a container."""
+
+_SCSI_PATH: Final = re.compile(
+    r"VirtualMachine/Devices/Scsi/([^/]+)/Attachments/(\d+)", re.IGNORECASE
+)
+
+
+class RequestType(enum.StrEnum):
+    """What a ModifySettingRequest does to its resource."""
+
+    ADD = "Add"
+    REMOVE = "Remove"
+    PRE_ADD = "PreAdd"
+    UPDATE = "Update"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Schema version; 2.2 is the first with LinuxKernelDirect, hcsshim sends 2.1 all the same."""
+
+    major: int = 2
+    minor: int = 1
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of a virtual machine; sizes in MiB, as HCS counts them."""
+
+    size_in_mb: int = field(default=0, metadata=json_name("SizeInMB"))
+    backing: str = ""
+    allow_overcommit: bool = False
+    enable_hot_hint: bool = False
+    enable_cold_hint: bool = False
+    enable_cold_discard_hint: bool = False
+    enable_deferred_commit: bool = False
+    low_mmio_gap_in_mb: int = field(default=0, metadata=json_name("LowMmioGapInMB"))
+    high_mmio_base_in_mb: int = field(default=0, metadata=json_name("HighMmioBaseInMB"))
+    high_mmio_gap_in_mb: int = field(default=0, metadata=json_name("HighMmioGapInMB"))
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuGroup:
+    """A CPU group of the host."""
+
+    id: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """Virtual processors and their scheduling."""
+
+    count: int = 0
+    limit: int = 0
+    weight: int = 0
+    reservation: int = 0
+    cpu_group: CpuGroup | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Memory and processors."""
+
+    memory: Memory | None = None
+    processor: Processor | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UefiBootEntry:
+    """What UEFI boots; `optional_data` is the kernel command line."""
+
+    device_type: str = ""
+    device_path: str = ""
+    disk_number: int = 0
+    optional_data: str = ""
+    vmb_fs_root_path: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Uefi:
+    """UEFI firmware."""
+
+    enable_debugger: bool = False
+    apply_secure_boot_template: str = ""
+    secure_boot_template_id: str = ""
+    boot_this: UefiBootEntry | None = None
+    console: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxKernelDirect:
+    """A kernel that is booted without firmware."""
+
+    kernel_file_path: str = ""
+    init_rd_path: str = ""
+    kernel_cmd_line: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Chipset:
+    """Firmware and boot."""
+
+    uefi: Uefi | None = None
+    linux_kernel_direct: LinuxKernelDirect | None = None
+    use_utc: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StorageQoS:
+    """Limits of all disks together."""
+
+    iops_maximum: int = 0
+    bandwidth_maximum: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualMachine:
+    """A virtual machine."""
+
+    stop_on_reset: bool = False
+    chipset: Chipset | None = None
+    compute_topology: Topology | None = None
+    devices: Devices | None = None
+    storage_qos: StorageQoS | None = field(default=None, metadata=json_name("StorageQoS"))
+    guest_state: Mapping[str, Any] = field(default_factory=dict)
+    guest_connection: Mapping[str, Any] = field(default_factory=dict)
+    security_settings: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeSystem:
+    """The document that describes a compute system to HcsCreateComputeSystem."""
+
+    owner: str = ""
+    schema_version: Version | None = None
+    hosting_system_id: str = ""
+    virtual_machine: VirtualMachine | None = None
+    should_terminate_on_last_handle_closed: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object that HCS takes."""
+        return encode(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Return the document of a JSON object. Raises UsageError with the path of a bad value."""
+        return decode(cls, raw)
+
+    def unknown_fields(self) -> tuple[str, ...]:
+        """Return the dotted paths of fields these classes do not know; they are kept."""
+        return tuple(unknown_fields(self))
+
+    def attachments(self) -> dict[tuple[int, int], Attachment]:
+        """Return (controller, LUN) -> attachment. Raises UsageError for a slot amiss."""
+        devices = self.virtual_machine.devices if self.virtual_machine else None
+        return {
+            (controller_number(key), lun_number(lun)): attachment
+            for key, scsi in (devices.scsi if devices else {}).items()
+            for lun, attachment in scsi.attachments.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ModifySettingRequest:
+    """One change of a running system (HcsModifyComputeSystem)."""
+
+    resource_path: str = ""
+    request_type: RequestType = RequestType.ADD
+    settings: Attachment | Mapping[str, Any] | None = None
+    guest_request: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object that HCS takes."""
+        out: dict[str, Any] = {
+            "ResourcePath": self.resource_path,
+            "RequestType": str(self.request_type),
+        }
+        if isinstance(self.settings, Attachment):
+            out["Settings"] = self.settings.to_json()
+        elif self.settings is not None:
+            out["Settings"] = dict(self.settings)
+        if self.guest_request is not None:
+            out["GuestRequest"] = dict(self.guest_request)
+        return out
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Return the request of a JSON object; settings of a SCSI path become an Attachment.
+
+        Raises UsageError for an unknown field or request type, naming it.
+        """
+        unknown = set(raw) - {"ResourcePath", "RequestType", "Settings", "GuestRequest"}
+        if unknown:
+            raise UsageError(f"ModifySettingRequest: unknown field {min(unknown)}")
+        path = raw.get("ResourcePath", "")
+        try:
+            kind = RequestType(raw.get("RequestType") or RequestType.ADD)
+        except ValueError:
+            raise UsageError(f"ModifySettingRequest: unknown type {raw['RequestType']!r}") from None
+        settings = raw.get("Settings")
+        if settings is not None and _SCSI_PATH.fullmatch(path):
+            settings = decode(Attachment, settings, at="Settings")
+        return cls(path, kind, settings, raw.get("GuestRequest"))
+
+
+def controller_number(key: str) -> int:
+    """Return 0 to 3 for the GUID of a SCSI controller. Raises UsageError for any other key."""
+    try:
+        return SCSI_CONTROLLER_GUIDS.index(key.lower())
+    except ValueError:
+        known = ", ".join(SCSI_CONTROLLER_GUIDS)
+        raise UsageError(f"unknown SCSI controller {key!r}; the controllers are {known}") from None
+
+
+def lun_number(text: str) -> int:
+    """Return 0 to 63. Raises UsageError for anything else."""
+    if not (text.isascii() and text.isdecimal() and int(text) < LUNS_PER_CONTROLLER):
+        raise UsageError(f"LUN {text!r} is not one of 0 to {LUNS_PER_CONTROLLER - 1}")
+    return int(text)
+
+
+def scsi_attachment_path(controller: int, lun: int) -> str:
+    """Return the resource path of a SCSI slot. Raises UsageError for a slot that does not exist."""
+    if not 0 <= controller < MAX_SCSI_CONTROLLERS:
+        raise UsageError(f"SCSI controller {controller} is not one of 0 to 3")
+    guid = SCSI_CONTROLLER_GUIDS[controller]
+    return f"VirtualMachine/Devices/Scsi/{guid}/Attachments/{lun_number(str(lun))}"
+
+
+def parse_scsi_attachment_path(path: str) -> tuple[int, int]:
+    """Return (controller, LUN) of a resource path. Raises UsageError for any other path."""
+    match = _SCSI_PATH.fullmatch(path)
+    if match is None:
+        raise UsageError(f"{path!r} is not the resource path of a SCSI slot")
+    return controller_number(match[1]), lun_number(match[2])
+
+
+def attach_request(
+    controller: int, lun: int, path: str, *, read_only: bool = False
+) -> ModifySettingRequest:
+    """Return the request that attaches a virtual disk to a SCSI slot."""
+    return ModifySettingRequest(
+        scsi_attachment_path(controller, lun),
+        RequestType.ADD,
+        Attachment(AttachmentType.VIRTUAL_DISK, path, read_only=read_only),
+    )
+
+
+def detach_request(controller: int, lun: int) -> ModifySettingRequest:
+    """Return the request that detaches the disk of a SCSI slot."""
+    return ModifySettingRequest(scsi_attachment_path(controller, lun), RequestType.REMOVE)
+
+
+def lcow_document(
+    *,
+    owner: str,
+    kernel: str,
+    initrd: str,
+    memory_mb: int = 1024,
+    processors: int = 2,
+    serial_pipe: str | None = None,
+    kernel_options: Sequence[str] = (),
+    attachments: Mapping[tuple[int, int], Attachment] | None = None,
+) -> ComputeSystem:
+    r"""Return the document of an LCOW utility VM that boots `kernel` with `initrd`.
+
+    It has four SCSI controllers, no network, a serial port on `serial_pipe` (a path such as
+    `\\.\pipe\console`; other services than HCS take any text for "yes") and a neutral kernel
+    command line with `kernel_options` in it. An odd `memory_mb` is rounded up, as hcsshim does.
+
+    Raises UsageError for less than 256 MiB, no processor, or a slot that does not exist.
+    """
+    if memory_mb < MIN_MEMORY_MB:
+        raise UsageError(f"{memory_mb} MB of memory: a utility VM needs {MIN_MEMORY_MB} at least")
+    if processors < 1:
+        raise UsageError(f"{processors} processors: a utility VM needs one at least")
+    disks: dict[str, dict[str, Attachment]] = {guid: {} for guid in SCSI_CONTROLLER_GUIDS}
+    for (controller, lun), attachment in (attachments or {}).items():
+        scsi_attachment_path(controller, lun)
+        disks[SCSI_CONTROLLER_GUIDS[controller]][str(lun)] = attachment
+    if serial_pipe:
+        console = ["8250.nr_uarts=1", "8250.skip_txen_test=1", "console=ttyS0,115200", "quiet"]
+    else:
+        console = ["8250.nr_uarts=0", "quiet"]
+    # panic=-1: a guest that panics resets at once, and StopOnReset makes that the system's end.
+    command_line = [*console, "panic=-1", f"nr_cpus={processors}", *kernel_options]
+    return ComputeSystem(
+        owner=owner,
+        schema_version=Version(2, 1),
+        should_terminate_on_last_handle_closed=True,
+        virtual_machine=VirtualMachine(
+            stop_on_reset=True,
+            chipset=Chipset(
+                linux_kernel_direct=LinuxKernelDirect(kernel, initrd, " ".join(command_line))
+            ),
+            compute_topology=Topology(
+                memory=Memory(size_in_mb=memory_mb + memory_mb % 2, allow_overcommit=True),
+                processor=Processor(count=processors),
+            ),
+            devices=Devices(
+                com_ports={"0": ComPort(named_pipe=serial_pipe)} if serial_pipe else {},
+                scsi={guid: Scsi(attachments=luns) for guid, luns in disks.items()},
+                # Administrators and SYSTEM may bind: what hcsshim grants its own listeners.
+                hv_socket=HvSocket(
+                    HvSocketSystemConfig(
+                        default_bind_security_descriptor="D:P(A;;FA;;;SY)(A;;FA;;;BA)"
+                    )
+                ),
+            ),
+        ),
+    )

@@ -1,0 +1,295 @@
+"""One compute system on QEMU: its machine, its disks, its streams, and how it ended."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from harness.errors import ComputeServiceError, SystemExitedError
+from harness.hcs.document import ComputeSystem, ModifySettingRequest
+from harness.hcs.service import (
+    BRIDGE_PORT,
+    EventType,
+    ExitType,
+    StreamEndpoint,
+    SystemProperties,
+    SystemState,
+)
+from harness.qemu.hostfacts import HostFacts
+from harness.qemu.loop import IoLoop
+from harness.qemu.machine import Machine
+from harness.qemu.ports import PortTable
+from harness.qemu.qmp import QmpCommand, QmpEvent
+from harness.qemu.slots import INVALID_STATE, SlotTable
+from harness.qemu.supervisor import Supervisor, describe_exit
+from harness.qemu.translate import (
+    AttachDisk,
+    Descriptors,
+    DetachDisk,
+    LaunchPlan,
+    ParityItem,
+    attachment_parity,
+    plan_change,
+    plan_launch,
+)
+
+ReportEvent = Callable[[EventType, Mapping[str, Any]], None]
+
+_HCS_E_UNEXPECTED_EXIT: Final = -1070137082  # 0xC0370106 as the int32 of the exit document
+_HCS_E_TERMINATED: Final = -1070137081  # 0xC0370107
+_PANIC: Final = re.compile(r"Kernel panic - not syncing.*")
+_ELF: Final = b"\x7fELF"
+_OUTPUT_SHOWN: Final = 2000
+
+
+class QemuSystem:
+    """A system from `create` to `close`; every method may be called from any thread."""
+
+    def __init__(
+        self,
+        system_id: str,
+        document: ComputeSystem,
+        *,
+        runtime_id: str,
+        host: HostFacts,
+        loop: IoLoop,
+        supervisor: Supervisor,
+        directory: Path,
+        report: ReportEvent,
+    ) -> None:
+        """`report` is called in the I/O thread, or in the thread that starts the system."""
+        self.id = system_id
+        self.directory = directory
+        self._document = document
+        self._runtime_id = runtime_id
+        self._host = host
+        self._supervisor = supervisor
+        self._report = report
+        self._machine = Machine(loop, on_event=self._qmp_event)
+        self._slots = SlotTable(self._machine.qmp, controllers=0)
+        self._ports = PortTable(loop, directory, gcs=self._machine.gcs, stdio=self._machine.stdio)
+        self._lock = threading.Lock()
+        self._state: SystemState | None = None  # None: being created
+        self._exit_type: ExitType | None = None
+        self._exit_reason = ""
+        self._shutdown_reason = ""
+        self._forced = False
+        self._parity: tuple[ParityItem, ...] = ()
+
+    @property
+    def owner(self) -> str:
+        """Owner that the document names."""
+        return self._document.owner
+
+    def create(self, *, deadline: float) -> None:
+        """Launch QEMU paused, with the document's disks. On failure nothing is left.
+
+        Raises LaunchError, or the error of a disk that cannot be attached.
+        """
+        try:
+            self._machine.launch(
+                self._supervisor, self._plan, deadline=deadline, on_exit=self._ended
+            )
+            self._slots = SlotTable(self._machine.qmp, controllers=self._machine.plan.controllers)
+            for (controller, lun), attachment in sorted(self._document.attachments().items()):
+                self._slots.attach(AttachDisk(controller, lun, attachment), deadline=deadline)
+            self._ports.start()
+        except BaseException:
+            self.close()
+            raise
+        self._parity = self._machine.plan.parity
+        with self._lock:
+            if self._state is None:
+                self._state = SystemState.CREATED
+                return
+        error = self._machine.launch_error("QEMU ended at once")
+        self.close()
+        raise error
+
+    def start(self, *, deadline: float) -> None:
+        """Let the machine run. Raises ComputeServiceError (0x80370105) if it does already."""
+        with self._lock:
+            self._check_alive()
+            if self._state is SystemState.RUNNING:
+                raise ComputeServiceError(
+                    f"system {self.id} is running already", hresult=INVALID_STATE
+                )
+            self._state = SystemState.RUNNING
+        # Reported before the machine runs: what it may do next is reported after it.
+        self._report(EventType.STARTED, {})
+        try:
+            self._machine.qmp.execute(QmpCommand("cont"), deadline=deadline)
+        except SystemExitedError as error:
+            raise self._machine.launch_error("QEMU ended as it was started") from error
+
+    def apply(self, requests: Sequence[ModifySettingRequest], *, deadline: float) -> None:
+        """Apply changes in order; detachments that follow each other wait once."""
+        changes = [plan_change(request) for request in requests]
+        with self._lock:
+            self._check_alive()
+        detachments: list[DetachDisk] = []
+        for change in changes:
+            if isinstance(change, DetachDisk):
+                detachments.append(change)
+                continue
+            self._detach(detachments, deadline)
+            detachments = []
+            self._slots.attach(change, deadline=deadline)
+            new = attachment_parity(change.controller, change.lun, change.attachment)
+            with self._lock:
+                self._parity = tuple(dict.fromkeys(self._parity + new))
+        self._detach(detachments, deadline)
+
+    def listen(self, port: int) -> StreamEndpoint:
+        """Return where the consumer of the guest's stream to `port` connects."""
+        with self._lock:
+            self._check_alive()
+            if port == BRIDGE_PORT and self._state is SystemState.RUNNING:
+                raise ComputeServiceError(
+                    "the bridge's port must be listened on before the system is started",
+                    hresult=INVALID_STATE,
+                )
+        return self._ports.listen(port)
+
+    def unlisten(self, port: int) -> None:
+        """Give up a port that the guest has not dialed."""
+        self._ports.unlisten(port)
+
+    def console(self) -> str:
+        """Return the last 64 KiB of the serial console."""
+        return self._machine.console.text()
+
+    def properties(self) -> SystemProperties:
+        """Return what is known of the system."""
+        with self._lock:
+            state, exit_type = self._state or SystemState.CREATED, self._exit_type
+            details: dict[str, Any] = {
+                "accelerator": str(self._host.accelerator),
+                "accelerator_reason": self._host.accelerator_reason,
+                "qemu_version": self._host.version,
+                "pid": self._machine.pid,
+                "argv": list(self._machine.plan.argv),
+                "kernel_command_line": self._machine.plan.command_line,
+                "parity": [
+                    {"field": item.field, "treatment": str(item.treatment), "reason": item.reason}
+                    for item in self._parity
+                ],
+            }
+            if state is SystemState.STOPPED:
+                details |= {
+                    "exit_code": self._machine.exit_code,
+                    "exit_reason": self._exit_reason,
+                }
+        disks = () if state is SystemState.STOPPED else self._slots.disks()
+        return SystemProperties(
+            self.id, self.owner, self._runtime_id, state, exit_type, disks, details
+        )
+
+    def terminate(self, *, timeout_s: float) -> None:
+        """Stop the machine as pulling the plug does for its guest; its disk files are closed.
+
+        Raises ComputeTimeoutError for a process that does not end.
+        """
+        with self._lock:
+            if self._state is SystemState.STOPPED:
+                return
+            self._forced = True
+        self._machine.stop(timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Stop the machine and release all that belongs to it; may be repeated."""
+        with self._lock:
+            self._forced = True
+        self._machine.close()
+        self._ports.close()
+
+    def _detach(self, changes: Sequence[DetachDisk], deadline: float) -> None:
+        if changes:
+            self._slots.detach(changes, deadline=deadline)
+
+    def _plan(self, descriptors: Descriptors) -> LaunchPlan:
+        return plan_launch(
+            self._document,
+            self._host,
+            descriptors,
+            system_id=self.id,
+            runtime_id=self._runtime_id,
+            kernel=_bootable_kernel(self._document, self._host),
+        )
+
+    def _check_alive(self) -> None:
+        if self._state is SystemState.STOPPED:
+            raise SystemExitedError(f"system {self.id} has stopped: {self._exit_reason}")
+
+    # -- in the I/O thread -----------------------------------------------------------------------
+
+    def _qmp_event(self, event: QmpEvent) -> None:
+        if event.name == "SHUTDOWN":
+            self._shutdown_reason = str(event.data.get("reason", ""))
+
+    def _ended(self, machine: Machine) -> None:
+        code = machine.exit_code
+        assert code is not None
+        panic = _PANIC.search(machine.console.text())
+        with self._lock:
+            was_created = self._state is not None
+            self._state = SystemState.STOPPED
+            if self._shutdown_reason == "guest-shutdown":
+                self._exit_type, status = ExitType.GRACEFUL, 0
+                self._exit_reason = "the guest powered itself off"
+            elif self._forced:
+                self._exit_type, status = ExitType.FORCED, _HCS_E_TERMINATED
+                self._exit_reason = "it was terminated"
+            else:
+                self._exit_type, status = ExitType.UNEXPECTED, _HCS_E_UNEXPECTED_EXIT
+                self._exit_reason = (
+                    panic[0].strip()
+                    if panic
+                    else "the guest reset itself"
+                    if self._shutdown_reason == "guest-reset"
+                    else f"QEMU ended with {describe_exit(code)}"
+                )
+            data = {
+                "Status": status,
+                "ExitType": str(self._exit_type),
+                "Reason": self._exit_reason,
+                "ExitCode": code,
+                "Output": machine.output[-_OUTPUT_SHOWN:],
+            }
+        self._slots.clear()
+        self._ports.guest_gone()
+        if was_created:
+            if panic and self._exit_type is ExitType.UNEXPECTED:
+                self._report(EventType.CRASHED, {"Message": panic[0].strip()})
+            self._report(EventType.EXITED, data)
+
+
+def _bootable_kernel(document: ComputeSystem, host: HostFacts) -> str | None:
+    """Return the bzImage beside an ELF kernel where this QEMU cannot boot ELF, else None."""
+    machine = document.virtual_machine
+    boot = machine.chipset.linux_kernel_direct if machine and machine.chipset else None
+    if boot is None or host.pvh:
+        return None
+    kernel = Path(boot.kernel_file_path)
+    try:
+        with kernel.open("rb") as file:
+            is_elf = file.read(len(_ELF)) == _ELF
+    except OSError:
+        return None  # QEMU says what is wrong with it
+    if not is_elf:
+        return None
+    for name in ("bzimage", "bzImage", "vmlinuz"):
+        if (kernel.parent / name).is_file():
+            return str(kernel.parent / name)
+    raise ComputeServiceError(
+        f"this QEMU has no pvh.bin, which it needs to boot {kernel}: give it a bzImage"
+    )
+
+
+def deadline_after(timeout_s: float) -> float:
+    """Return the monotonic time at which a timeout ends."""
+    return time.monotonic() + timeout_s
