@@ -1,0 +1,149 @@
+"""From a bare initramfs to an agent that serves: mounts, modules, transport.
+
+An initramfs is the kernel's rootfs, which nothing can pivot away from, as crun wants to: the root
+is bound to itself, the bind is moved over `/`, and the agent lives in it. Nothing is copied.
+"""
+
+# ruff: noqa: E402 - the assertion below comes first on purpose
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import struct
+import time
+
+from harness.guest import syscalls
+from harness.guest.agent import Agent
+from harness.guest.linux import LinuxSystem
+from harness.guest.log import Log
+from harness.guest.system import DEFAULT_PATH, MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID
+from harness.guest.transport import Transport, VirtioTransport, VsockTransport
+
+_MODULES = "/lib/modules/lcowlab"
+_ROOT = "/.root"
+_NO = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_MOUNTS = (
+    # source, target, type, flags, data
+    ("proc", "/proc", "proc", _NO, ""),
+    ("sysfs", "/sys", "sysfs", _NO, ""),
+    ("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755"),
+    ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=0620,ptmxmode=0666"),
+    ("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),  # noqa: S108 - a mount point
+    ("run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755"),
+    ("tmp", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),  # noqa: S108 - a mount point
+    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _NO, ""),
+)
+_DEVICE_LINKS = (
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+)
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+_GRACE_S = 0.5  # for requests that are under way when the host goes
+
+
+def serve() -> None:
+    """Set the machine up and serve until the host is gone; then power off."""
+    _move_root()
+    _mount_all()
+    os.environ.clear()
+    os.environ.update(PATH=DEFAULT_PATH, HOME="/root", LANG="C.UTF-8")
+    hyperv = _on_hyperv()
+    modules = "hyperv" if hyperv else "qemu"
+    log = Log(_to_console)
+    _load(f"{modules}.first")
+    transport: Transport
+    if hyperv:
+        transport = VsockTransport()
+    else:
+        transport = VirtioTransport.open(on_violation=lambda text: log.error(f"stdio port: {text}"))
+    _load(f"{modules}.later")
+    _loopback_up(log)
+    system = LinuxSystem(transport.dial)
+    system.start()
+    agent = Agent(system, log, crun=_sealed_crun(log))
+    _to_console(f"agent: serves {modules}, {time.clock_gettime(time.CLOCK_BOOTTIME):.2f} s")
+    for bridge in transport.bridges():
+        agent.serve(bridge)
+    _to_console("agent: the host is gone, powering off")
+    time.sleep(_GRACE_S)
+    system.power_off()
+
+
+def _move_root() -> None:
+    os.makedirs(_ROOT, exist_ok=True)  # noqa: PTH103 - pathlib is slow to import
+    syscalls.mount("/", _ROOT, "", MS_BIND, "")
+    os.chdir(_ROOT)
+    syscalls.mount(".", "/", "", MS_MOVE, "")
+    os.chroot(".")
+    os.chdir("/")
+
+
+def _mount_all() -> None:
+    for source, target, kind, flags, data in _MOUNTS:
+        os.makedirs(target, exist_ok=True)  # noqa: PTH103 - pathlib is slow to import
+        syscalls.mount(source, target, kind, flags, data)
+    for target, path in _DEVICE_LINKS:
+        with contextlib.suppress(FileExistsError):
+            os.symlink(target, path)  # noqa: PTH211 - pathlib is slow to import
+    for path in ("/root", "/run/gcs/c", "/run/mounts/scsi"):
+        os.makedirs(path, exist_ok=True)  # noqa: PTH103 - pathlib is slow to import
+
+
+def _on_hyperv() -> bool:
+    """Whether the kernel shows a VMBus: as an ACPI device before hv_vmbus is loaded."""
+    if os.path.isdir("/sys/bus/vmbus/devices"):  # noqa: PTH112 - pathlib is slow to import
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        names = os.listdir("/sys/bus/acpi/devices")  # noqa: PTH208 - pathlib is slow to import
+        return any(name.startswith(("VMBUS:", "VMBus:", "MSFT1000:")) for name in names)
+    return False
+
+
+def _load(module_set: str) -> None:
+    """Load the modules that a list names, in its order; a kernel may have all of them built in."""
+    try:
+        with open(f"{_MODULES}/{module_set}", encoding="ascii") as file:
+            names = file.read().split()
+    except FileNotFoundError:
+        return
+    for name in names:
+        syscalls.load_module(f"{_MODULES}/{name}")
+
+
+def _sealed_crun(log: Log) -> str:
+    path = shutil.which("crun")
+    if path is None:
+        log.warning("no crun: containers cannot run")
+        return "crun"
+    try:
+        return syscalls.seal_program(path)
+    except OSError as error:
+        log.warning("crun runs from its file", {"error": str(error)})
+        return path
+
+
+def _loopback_up(log: Log) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        try:
+            request = struct.pack("16sH14x", b"lo", 0)
+            (flags,) = struct.unpack_from("H", fcntl.ioctl(control, _SIOCGIFFLAGS, request), 16)
+            fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
+        except OSError as error:
+            log.warning("no loopback", {"error": str(error)})
+
+
+def _to_console(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode() + b"\n")

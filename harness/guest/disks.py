@@ -1,0 +1,237 @@
+"""SCSI disks: found by controller and LUN, mounted, unmounted, and let go.
+
+A controller is found by its host number: on QEMU that is the controller's index, on Hyper-V the
+kernel numbers in its own order and the controller's VMBus instance says which it is (hcsshim
+internal/guest/storage/scsi). Every wait is bounded: a disk that was just attached may take
+milliseconds to appear, and then to open.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from harness.gcs.prot import HResult, MappedVirtualDisk, ScsiDevice
+from harness.guest.errors import GuestFailure
+from harness.guest.mounts import MountTable
+from harness.guest.system import (
+    MS_PRIVATE,
+    MS_RDONLY,
+    MS_REC,
+    MS_SHARED,
+    MS_SLAVE,
+    MS_UNBINDABLE,
+    GuestSystem,
+)
+
+APPEAR_S = 5.0
+"""How long a disk may take to appear and to open."""
+_POLL_S = 0.003
+_MKFS_S = 240.0
+_UNMOUNT_LIMIT = 16  # mounts on one path; more is a loop
+
+_VMBUS = "/sys/bus/vmbus/devices"
+_SCSI = "/sys/bus/scsi/devices"
+# The instance ids that hcsshim gives the controllers 0 to 3 (internal/protocol/guestrequest).
+CONTROLLER_IDS = (
+    "df6d0690-79e5-55b6-a5ec-c1e2f77f580a",
+    "0110f83b-de10-5172-a266-78bca56bf50a",
+    "b5d2d8d4-3a75-51bf-945b-3444dc6b8579",
+    "305891a9-b251-5dfe-91a2-c25d9212275b",
+)
+
+_EXT4_MAGIC_OFFSET = 1024 + 56
+_EXT4_MAGIC = b"\x53\xef"
+_NO_REPLAY = {"ext4": "noload", "xfs": "norecovery"}  # read-only disks cannot replay a journal
+_PROPAGATION = {
+    "private": MS_PRIVATE,
+    "rprivate": MS_PRIVATE | MS_REC,
+    "shared": MS_SHARED,
+    "rshared": MS_SHARED | MS_REC,
+    "slave": MS_SLAVE,
+    "rslave": MS_SLAVE | MS_REC,
+    "unbindable": MS_UNBINDABLE,
+    "runbindable": MS_UNBINDABLE | MS_REC,
+}
+_NOT_YET = (errno.ENXIO, errno.ENOENT, errno.EBUSY)
+
+_T = TypeVar("_T")
+
+
+class Disks:
+    """Mounts and unmounts the disks that the host attached."""
+
+    def __init__(self, system: GuestSystem, mounts: MountTable) -> None:
+        self._system = system
+        self._mounts = mounts
+
+    def add(self, disk: MappedVirtualDisk) -> None:
+        """Mount a disk, or link its device for `block_dev`. On failure nothing is left.
+
+        Raises GuestFailure.
+        """
+        if not disk.mount_path.startswith("/"):
+            raise GuestFailure(HResult.INVALID_ARGUMENT, f"mount path {disk.mount_path!r}")
+        if disk.encrypted:
+            raise GuestFailure(HResult.NOT_IMPLEMENTED, "encrypted disks are not supported")
+        deadline = time.monotonic() + APPEAR_S
+        with self._mounts.claim(disk.mount_path, disk):
+            device = self._device(disk, deadline)
+            if disk.block_dev:
+                self._system.make_dirs(os.path.dirname(disk.mount_path), 0o700)
+                self._system.remove_file(disk.mount_path)
+                self._system.symlink(disk.mount_path, device)
+            else:
+                self._mount(disk, device, deadline)
+
+    def remove(self, disk: MappedVirtualDisk) -> None:
+        """Unmount a disk; one that is not mounted is fine. Raises GuestFailure, can be repeated."""
+        with self._mounts.release(disk.mount_path):
+            if disk.block_dev:
+                self._system.remove_file(disk.mount_path)
+            else:
+                unmount(self._system, disk.mount_path)
+
+    def eject(self, device: ScsiDevice) -> None:
+        """Have the kernel forget a disk before the host detaches it; one that is gone is fine.
+
+        Raises GuestFailure while it is still mounted.
+        """
+        if holder := self._mounts.holder_of(device.controller, device.lun):
+            raise GuestFailure(
+                HResult.INVALID_STATE,
+                f"disk {device.controller}:{device.lun} is still mounted at {holder}",
+            )
+        host = self._host(device.controller)
+        if host is None:
+            return
+        try:
+            self._system.write_file(f"{_SCSI}/{host}:0:0:{device.lun}/delete", b"1\n")
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+                raise GuestFailure(HResult.FAIL, f"eject: {error}") from error
+
+    def _host(self, controller: int) -> int | None:
+        """Return the number of a controller's SCSI host; None while the kernel has none."""
+        if not self._system.exists(_VMBUS):
+            return controller
+        if controller >= len(CONTROLLER_IDS):
+            raise GuestFailure(HResult.INVALID_ARGUMENT, f"SCSI controller {controller}")
+        try:
+            names = self._system.list_dir(f"{_VMBUS}/{CONTROLLER_IDS[controller]}")
+        except FileNotFoundError:
+            return None
+        hosts = [name[4:] for name in names if name.startswith("host") and name[4:].isdigit()]
+        return int(hosts[0]) if hosts else None
+
+    def _device(self, disk: MappedVirtualDisk, deadline: float) -> str:
+        """Return the device's path once the kernel shows it. Raises GuestFailure after 5 s."""
+        while True:
+            name = self._device_name(disk)
+            if name is not None and self._system.exists(f"/dev/{name}"):
+                return f"/dev/{name}"
+            if time.monotonic() >= deadline:
+                where = f"controller {disk.controller}, LUN {disk.lun}"
+                if disk.partition:
+                    where += f", partition {disk.partition}"
+                raise GuestFailure(
+                    HResult.NOT_FOUND, f"no disk at {where} after {APPEAR_S:g} s: is it attached?"
+                )
+            time.sleep(_POLL_S)
+
+    def _device_name(self, disk: MappedVirtualDisk) -> str | None:
+        host = self._host(disk.controller)
+        if host is None:
+            return None
+        block = f"{_SCSI}/{host}:0:0:{disk.lun}/block"
+        try:
+            # A missing directory and an empty one both mean: not yet.
+            names = self._system.list_dir(block)
+            if not names:
+                return None
+            if not disk.partition:
+                return names[0]
+            partition = f"{names[0]}{disk.partition}"
+            return partition if partition in self._system.list_dir(f"{block}/{names[0]}") else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _mount(self, disk: MappedVirtualDisk, device: str, deadline: float) -> None:
+        present = _retry(lambda: self._file_system(device), deadline)
+        wanted = disk.filesystem or present
+        if wanted is None:
+            raise GuestFailure(
+                HResult.FAIL, f"{device} has no ext4 file system, and none was asked for"
+            )
+        if disk.ensure_filesystem and wanted != present:
+            self._format(device, wanted)
+        created = self._system.make_dirs(disk.mount_path, 0o700)
+        try:
+            self._mount_at(disk, device, wanted, deadline)
+        except OSError as error:
+            if created:
+                self._system.remove_dir(disk.mount_path)
+            raise GuestFailure(
+                HResult.FAIL, f"{device} ({wanted}) at {disk.mount_path}: {error.strerror}"
+            ) from error
+
+    def _mount_at(self, disk: MappedVirtualDisk, device: str, kind: str, deadline: float) -> None:
+        path = disk.mount_path
+        flags = MS_RDONLY if disk.read_only else 0
+        data = _NO_REPLAY.get(kind, "") if disk.read_only else ""
+        _retry(lambda: self._system.mount(device, path, kind, flags, data), deadline)
+        try:
+            for option in disk.options:
+                if propagation := _PROPAGATION.get(option):
+                    self._system.mount("", path, "", propagation, "")
+        except OSError:
+            self._system.unmount(path)
+            raise
+
+    def _file_system(self, device: str) -> str | None:
+        magic = self._system.read_at(device, _EXT4_MAGIC_OFFSET, len(_EXT4_MAGIC))
+        return "ext4" if magic == _EXT4_MAGIC else None
+
+    def _format(self, device: str, kind: str) -> None:
+        if kind != "ext4":
+            raise GuestFailure(HResult.NOT_IMPLEMENTED, f"cannot make a {kind} file system")
+        command = ["/sbin/mkfs.ext4", "-q", "-F", device]
+        result = self._system.run(command, timeout_s=_MKFS_S)
+        if result.exit_code:
+            raise GuestFailure(
+                HResult.FAIL, f"{' '.join(command)}: exit code {result.exit_code}: {result.output}"
+            )
+
+
+def unmount(system: GuestSystem, path: str) -> None:
+    """Unmount everything at `path` and remove the directory if it is empty; missing is fine.
+
+    A directory whose unmount failed is never touched: removing it would delete what is on the
+    disk (microsoft/opengcs#131). Raises GuestFailure.
+    """
+    for _ in range(_UNMOUNT_LIMIT):
+        try:
+            system.unmount(path)
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return
+            if error.errno == errno.EINVAL:  # nothing is mounted there any more
+                system.remove_dir(path)
+                return
+            code = HResult.INVALID_STATE if error.errno == errno.EBUSY else HResult.FAIL
+            raise GuestFailure(code, f"unmount of {path}: {error.strerror}") from error
+    raise GuestFailure(HResult.FAIL, f"{path} is still mounted after {_UNMOUNT_LIMIT} unmounts")
+
+
+def _retry(action: Callable[[], _T], deadline: float) -> _T:
+    """Return what `action` returns; a device that was hot-added may not open at once."""
+    while True:
+        try:
+            return action()
+        except OSError as error:
+            if error.errno not in _NOT_YET or time.monotonic() >= deadline:
+                raise
+        time.sleep(_POLL_S)

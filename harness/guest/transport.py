@@ -1,0 +1,190 @@
+"""How this guest reaches its host: two virtio-serial ports on QEMU, vsock on Hyper-V.
+
+On QEMU the port `gcs` is the bridge and `stdio` carries the dialed streams; both exist from the
+start and end with the host. On Hyper-V everything is a vsock connection to the host, and the
+bridge is dialed again whenever it ends.
+"""
+
+# ruff: noqa: E402 - the assertion below comes first on purpose
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from harness.gcs.prot import BRIDGE_PORT
+from harness.guest.muxlink import MuxLink
+from harness.guest.system import ByteStream, Connection
+
+_PORTS = "/sys/class/virtio-ports"
+_PORT_S = 30.0
+_POLL_S = 0.001
+_REDIAL_S = 0.1
+_DIAL_ATTEMPTS = 10  # hcsshim's guest tries as often, on ETIMEDOUT alone
+_CHUNK = 32 * 1024  # virtio_console splits there
+_READ_SIZE = 64 * 1024
+
+
+class Transport(Protocol):
+    """What the agent needs of either."""
+
+    def bridges(self) -> Iterator[ByteStream]:
+        """Yield the bridge, and the next one when it has ended, as long as there can be one."""
+        ...
+
+    def dial(self, port: int) -> Connection:
+        """Connect to a port of the host. Raises OSError."""
+        ...
+
+
+class PortStream:
+    """A virtio-serial port as a `ByteStream`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self, size: int) -> bytes:
+        """Return what has come; b"" once the host is gone, which the driver says by 0 bytes."""
+        return os.read(self._fd, size)
+
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view[:_CHUNK]) :]
+
+
+class SocketStream:
+    """A connected socket as a `ByteStream`."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+
+    def read(self, size: int) -> bytes:
+        """Return what has come; b"" once the host is gone."""
+        return self._socket.recv(size)
+
+    def write(self, data: bytes) -> None:
+        """Write all of it."""
+        self._socket.sendall(data)
+
+
+class SocketConnection:
+    """A connected socket as a `Connection`."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+
+    def receive(self, *, timeout_s: float | None = None) -> bytes:
+        """Return what has come; b"" once the host has finished. Raises OSError, TimeoutError."""
+        # Only the receiver uses a timeout, and it does so after the sender is done.
+        self._socket.settimeout(timeout_s if timeout_s is None or timeout_s > 0 else 0.001)
+        return self._socket.recv(_CHUNK)
+
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+        self._socket.sendall(data)
+
+    def finish(self) -> None:
+        """Half-close."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Give the stream up; wakes a receiver."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class VirtioTransport:
+    """QEMU: the ports `gcs` and `stdio`."""
+
+    def __init__(self, bridge: ByteStream, link: MuxLink) -> None:
+        self._bridge = bridge
+        self._link = link
+
+    @classmethod
+    def open(cls, *, on_violation: Callable[[str], None]) -> VirtioTransport:
+        """Return the transport once both ports are there. Raises TimeoutError."""
+        bridge = PortStream(_open_port("gcs"))
+        link = MuxLink(PortStream(_open_port("stdio")), on_violation=on_violation)
+        link.start()
+        return cls(bridge, link)
+
+    def bridges(self) -> Iterator[ByteStream]:
+        """Yield the one bridge: its end is the host's end."""
+        yield self._bridge
+
+    def dial(self, port: int) -> Connection:
+        """Connect to a port of the host."""
+        return self._link.dial(port)
+
+
+class VsockTransport:
+    """Hyper-V: vsock to the host, which the kernel carries over VMBus."""
+
+    def bridges(self) -> Iterator[ByteStream]:
+        """Yield a bridge whenever the host takes one; never ends."""
+        while True:
+            try:
+                connected = _connect(BRIDGE_PORT)
+            except OSError:
+                time.sleep(_REDIAL_S)
+                continue
+            with connected:
+                yield SocketStream(connected)
+
+    def dial(self, port: int) -> Connection:
+        """Connect to a port of the host."""
+        for attempt in range(_DIAL_ATTEMPTS):
+            try:
+                return SocketConnection(_connect(port))
+            except TimeoutError:
+                if attempt == _DIAL_ATTEMPTS - 1:
+                    raise
+                time.sleep(_REDIAL_S)
+        raise AssertionError("unreachable")
+
+
+def _connect(port: int) -> socket.socket:
+    connected = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        connected.connect((socket.VMADDR_CID_HOST, port))
+    except BaseException:
+        connected.close()
+        raise
+    return connected
+
+
+def _open_port(name: str) -> int:
+    """Return a descriptor of the virtio-serial port of that name."""
+    deadline = time.monotonic() + _PORT_S
+    while time.monotonic() < deadline:
+        fd = _find_port(name)
+        if fd is not None:
+            return fd
+        time.sleep(_POLL_S)
+    raise TimeoutError(errno.ETIMEDOUT, f"no virtio-serial port {name!r} after {_PORT_S:g} s")
+
+
+def _find_port(name: str) -> int | None:
+    # A port appears before its name does, and its device node may come later still.
+    with contextlib.suppress(OSError):
+        for entry in os.listdir(_PORTS):  # noqa: PTH208 - pathlib is slow to import
+            with (
+                contextlib.suppress(OSError),
+                open(f"{_PORTS}/{entry}/name", encoding="ascii") as file,
+            ):
+                if file.read().strip() == name:
+                    return os.open(f"/dev/{entry}", os.O_RDWR | os.O_CLOEXEC)
+    return None
