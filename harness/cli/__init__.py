@@ -1,0 +1,5 @@
+"""The `lcowlab` command."""
+
+from harness.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,98 @@
+"""`lcowlab run`: scenarios, with a live view, a table, and reports in files."""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from harness.cli.exit_codes import ExitCode, exit_code_of
+from harness.lab import BACKENDS, Lab, LabConfig
+from harness.qemu.kvm import AcceleratorChoice
+from harness.report.document import run_document
+from harness.report.events import Outcome, RunResult
+from harness.report.html import write_html
+from harness.report.junit import write_junit
+from harness.report.live import LiveView, summary_table
+from harness.scenarios.catalogue import CATALOGUE, select
+from harness.scenarios.runner import run_scenarios
+
+DEFAULT_TAG = "core"
+DEFAULT_REPORT = Path("build/report")
+
+
+class Keep(enum.StrEnum):
+    """When the lab's directory (disks, store) stays after a run."""
+
+    NEVER = "never"
+    FAILED = "failed"
+    ALWAYS = "always"
+
+
+def run(
+    scenarios: Annotated[
+        list[str] | None, typer.Argument(help="Scenario names; tagged core when none is given.")
+    ] = None,
+    *,
+    all_: Annotated[bool, typer.Option("--all", help="Every scenario.")] = False,
+    tag: Annotated[list[str] | None, typer.Option(help="Scenarios with this tag.")] = None,
+    backend: Annotated[str, typer.Option(help=f"One of {', '.join(BACKENDS)}.")] = "auto",
+    accelerator: Annotated[
+        AcceleratorChoice, typer.Option(help="What QEMU runs guest code with.")
+    ] = "auto",
+    memory: Annotated[int, typer.Option(min=256, help="Guest memory in MiB.")] = 512,
+    processors: Annotated[int, typer.Option(min=1, help="Virtual processors.")] = 2,
+    repeat: Annotated[int, typer.Option(min=1, help="Run everything that often.")] = 1,
+    keep: Annotated[
+        Keep, typer.Option(help="Keep the disks and the store afterwards; the path is printed.")
+    ] = Keep.NEVER,
+    report: Annotated[
+        Path, typer.Option(help="Folder of index.html.", file_okay=False)
+    ] = DEFAULT_REPORT,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Run scenarios on utility VMs of this machine and prove that nothing was left behind."""
+    chosen = select(
+        CATALOGUE,
+        names=scenarios or (),
+        tags=() if all_ else tuple(tag or ([] if scenarios else [DEFAULT_TAG])),
+    )
+    console = Console(stderr=True)
+    if not chosen:
+        console.print("nothing to run: no scenario has that tag (lcowlab scenario list)")
+        return ExitCode.NOTHING_RAN
+    config = LabConfig(
+        backend=backend, accelerator=accelerator, memory_mib=memory, processors=processors
+    )
+    with Lab.open(config, progress=lambda text: console.print(f"[dim]{text}[/dim]")) as lab:
+        view = LiveView(console)
+        try:
+            result = run_scenarios(lab, chosen, listeners=[view], repeat=repeat)
+        finally:
+            view.close()
+        lab.keep = keep is Keep.ALWAYS or (keep is Keep.FAILED and not _all_passed(result))
+        kept = lab.directory if lab.keep else None
+    write_html(result, report / "index.html")
+    if junit is not None:
+        write_junit(result, junit)
+    if json_:
+        json.dump(run_document(result), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        Console().print(summary_table(result))
+    console.print(f"report: {report / 'index.html'}")
+    if kept is not None:
+        console.print(f"kept: {kept}")
+    return exit_code_of(result)
+
+
+def _all_passed(result: RunResult) -> bool:
+    return not result.leaks and all(
+        scenario.outcome is Outcome.PASSED for scenario in result.scenarios
+    )

@@ -1,0 +1,285 @@
+"""Containers in a utility VM, from the snapshotter's mounts to running processes.
+
+::
+
+    start:   layers attached and mounted read-only ─> scratch attached and mounted (shared: once)
+             ─> CombinedLayers (upper and work in scratch/<container>) ─> Create ─> init starts
+    release: init ends ─> CombinedLayers removed ─> DeleteContainerState (removes
+             scratch/<container> while the scratch is still mounted) ─> scratch ─> layers
+
+A failure on the way up undoes what was done. `release` attempts every step, keeps what failed,
+raises the first error, and may be called again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from harness.errors import GuestError, HarnessError, UsageError
+from harness.gcs.guest import is_not_found
+from harness.gcs.prot import CombinedLayers, Layer
+from harness.guest.oci import complete_process, complete_spec
+from harness.processes import Completed, GuestProcess
+from harness.scsi import MountConfig, ScsiMount
+from harness.uvm import UtilityVm
+from snapshotter import Mount
+
+LAYER_FILE = "layer.vhd"
+SCRATCH_FILE = "sandbox.vhdx"
+_GUEST_ROOT = "/run/gcs/c"
+_KILL = 9
+_MAX_HOSTNAME = 63
+
+
+@dataclass(frozen=True, slots=True)
+class LcowDisks:
+    """The files an `lcow-layer` mount stands for; `layers` topmost first, `scratch` resolved."""
+
+    layers: tuple[Path, ...]
+    scratch: Path | None
+
+
+def disks_of(mounts: Sequence[Mount]) -> LcowDisks:
+    """Return the disks of the one `lcow-layer` mount of a snapshot (hcsshim `ParseLCOWLayers`).
+
+    The scratch's symbolic link is resolved here, so that sharers meet in one path. Raises
+    UsageError for mounts of another shape or a file that is not there.
+    """
+    if len(mounts) != 1 or mounts[0].type != "lcow-layer":
+        kinds = ", ".join(mount.type for mount in mounts) or "none"
+        raise UsageError(f"a container needs exactly one lcow-layer mount, not: {kinds}")
+    mount = mounts[0]
+    prefix = "parentLayerPaths="
+    parents: list[str] = []
+    for option in mount.options:
+        if option.startswith(prefix):
+            parents = json.loads(option.removeprefix(prefix)) or []
+    layers = tuple(_existing(Path(parent) / LAYER_FILE) for parent in parents)
+    if "ro" in mount.options:
+        return LcowDisks((_existing(Path(mount.source) / LAYER_FILE), *layers), None)
+    return LcowDisks(layers, _existing(Path(mount.source) / SCRATCH_FILE))
+
+
+def _existing(path: Path) -> Path:
+    try:
+        return Path(os.path.realpath(path, strict=True))
+    except OSError as error:
+        raise UsageError(f"{path} is not there: {error.strerror}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerConfig:
+    """How a container's init runs; `env` as KEY=VALUE."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    hostname: str = ""
+    with_stdin: bool = False
+    spec_changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Container:
+    """A container in a utility VM; a context manager that releases it."""
+
+    def __init__(self, vm: UtilityVm, container_id: str) -> None:
+        self.id = container_id
+        self.init: GuestProcess | None = None
+        self._vm = vm
+        self._layers: list[ScsiMount] = []
+        self._scratch: ScsiMount | None = None
+        self._combined: CombinedLayers | None = None
+        self._created = False
+        self._leftover = ""
+
+    @classmethod
+    def start(
+        cls,
+        vm: UtilityVm,
+        container_id: str,
+        *,
+        mounts: Sequence[Mount],
+        config: ContainerConfig,
+        pod_id: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> Self:
+        """Attach, mount, combine and start; on failure everything is undone.
+
+        `pod_id` says whose scratch directory this container's lies in (its own by default); the
+        disk itself is shared by being the same file. Raises UsageError, DiskError, GuestError,
+        BridgeClosedError, or what the compute service raises.
+        """
+        container = cls(vm, container_id)
+        try:
+            container._build_rootfs(disks_of(mounts), pod_id or container_id, timeout_s=timeout_s)
+            container._create(config, timeout_s=timeout_s)
+        except BaseException:
+            with contextlib.suppress(HarnessError):
+                container.release()
+            raise
+        return container
+
+    def _build_rootfs(self, disks: LcowDisks, pod_id: str, *, timeout_s: float) -> None:
+        holder = f"container {self.id}"
+        read_only = MountConfig(read_only=True, options=("ro",))
+        for path in disks.layers:
+            layer = self._vm.scsi.acquire(
+                path, read_only=True, mount=read_only, holder=holder, timeout_s=timeout_s
+            )
+            self._layers.append(layer)
+        scratch_path = ""
+        if disks.scratch is not None:
+            self._scratch = self._vm.scsi.acquire(
+                disks.scratch,
+                read_only=False,
+                mount=MountConfig(ensure_filesystem=True, filesystem="ext4"),
+                guest_path=f"{_GUEST_ROOT}/{pod_id}",
+                holder=holder,
+                timeout_s=timeout_s,
+            )
+            scratch_path = self.scratch_directory
+        rootfs = f"{_GUEST_ROOT}/{self.id}/rootfs"
+        self._leftover = scratch_path
+        combined = CombinedLayers(
+            container_id=self.id,
+            container_root_path=rootfs,
+            layers=tuple(Layer(path=layer.guest_path) for layer in self._layers),
+            scratch_path=scratch_path,
+        )
+        self._vm.guest.add_combined_layers(combined)
+        self._combined = combined
+
+    @property
+    def scratch_directory(self) -> str:
+        """Where this container's upper and work directories are in the guest; "" without one."""
+        return f"{self._scratch.guest_path}/scratch/{self.id}" if self._scratch else ""
+
+    @property
+    def scratch(self) -> ScsiMount | None:
+        """The hold on the scratch disk; None once released, or for a read-only container."""
+        return self._scratch
+
+    @property
+    def rootfs(self) -> str:
+        """The merged root file system's path in the guest; "" once released."""
+        return self._combined.container_root_path if self._combined else ""
+
+    def _create(self, config: ContainerConfig, *, timeout_s: float) -> None:
+        # Microsoft's guest takes a whole specification only, so nothing is left for ours to add.
+        spec = complete_spec(
+            {
+                "process": _process(config.args, env=config.env, cwd=config.cwd),
+                "hostname": config.hostname or self.id[:_MAX_HOSTNAME],
+                **config.spec_changes,
+            },
+            root=self.rootfs,
+        )
+        self._vm.guest.create_container(
+            self.id,
+            spec,
+            bundle=f"{_GUEST_ROOT}/{self.id}",
+            scratch_dir=self.scratch_directory,
+        )
+        self._created = True
+        self._vm.guest.start_container(self.id)
+        self.init = self._vm.processes.start(
+            container_id=self.id,
+            with_stdin=config.with_stdin,
+            timeout_s=timeout_s,
+        )
+
+    def run(
+        self,
+        args: Sequence[str],
+        *,
+        env: Sequence[str] = (),
+        cwd: str = "/",
+        stdin: bytes | None = None,
+        timeout_s: float = 60.0,
+    ) -> Completed:
+        """Run one more process in the container and return its code and output."""
+        process = self._vm.processes.start(
+            container_id=self.id,
+            oci_process=complete_process(_process(args, env=env, cwd=cwd)),
+            with_stdin=stdin is not None,
+            timeout_s=timeout_s,
+        )
+        if stdin is not None:
+            process.write_stdin(stdin)
+            process.close_stdin()
+        return process.wait(timeout_s=timeout_s)
+
+    def stop(self, *, timeout_s: float = 30.0) -> Completed | None:
+        """Kill the init and return how it ended; None where it was never started."""
+        if self.init is None:
+            return None
+        with contextlib.suppress(GuestError):  # it may have ended by itself
+            self.init.signal(_KILL)
+        return self.init.wait(timeout_s=timeout_s)
+
+    def release(self) -> None:
+        """Stop the container and give everything back; may be called again after a failure.
+
+        Every step is attempted; the first error is raised at the end.
+        """
+        errors: list[HarnessError] = []
+
+        def attempt(action: Callable[[], None]) -> None:
+            try:
+                action()
+            except HarnessError as error:
+                errors.append(error)
+
+        attempt(self._stop_quietly)
+        attempt(self._remove_rootfs)
+        if self._combined is None:
+            attempt(self._delete_state)
+            attempt(self._release_disks)
+        if errors:
+            raise errors[0]
+
+    def _stop_quietly(self) -> None:
+        if self.init is not None:
+            self.stop()
+            self.init = None
+
+    def _remove_rootfs(self) -> None:
+        if self._combined is not None:
+            self._vm.guest.remove_combined_layers(self._combined)
+            self._combined = None
+
+    def _delete_state(self) -> None:
+        if self._created:
+            try:
+                self._vm.guest.delete_container_state(self.id)
+            except GuestError as error:
+                if not is_not_found(error):
+                    raise
+            self._created = False
+        elif self._leftover:
+            # The container was never created, so no state names the directory that the
+            # combined layers made in the shared disk: without this it would stay there.
+            self._vm.processes.start(["/bin/rm", "-rf", self._leftover]).wait()
+        self._leftover = ""
+
+    def _release_disks(self) -> None:
+        held = [*([self._scratch] if self._scratch else []), *self._layers]
+        self._vm.scsi.release_all(held)
+        self._scratch = None
+        self._layers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _process(args: Sequence[str], *, env: Sequence[str], cwd: str) -> dict[str, Any]:
+    return {"args": list(args), "env": list(env), "cwd": cwd, "noNewPrivileges": True}

@@ -1,0 +1,129 @@
+"""Runs scenarios in a lab, one after the other, and proves after each that nothing was left."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+
+from harness.lab import Lab
+from harness.report.events import Outcome, RunListener, RunResult, ScenarioResult
+from harness.scenarios.outcome import outcome_of, reason_for
+from harness.scenarios.scenario import Scenario, ScenarioContext
+
+
+def run_scenarios(
+    lab: Lab,
+    scenarios: Sequence[Scenario],
+    *,
+    listeners: Sequence[RunListener] = (),
+    repeat: int = 1,
+) -> RunResult:
+    """Run each scenario `repeat` times and return what happened, leaks included.
+
+    An interrupt ends the run: the scenario under way is reported as an error, what follows is
+    skipped, and the result is returned all the same. Listeners are told everything in order.
+    """
+    plan = [scenario for _ in range(repeat) for scenario in scenarios]
+    started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    began = time.monotonic()
+    backend, accelerator = lab.backend, lab.host.accelerator.value
+    for listener in listeners:
+        listener.run_started(
+            [scenario.name for scenario in plan], backend=backend, accelerator=accelerator
+        )
+    results: list[ScenarioResult] = []
+    leaks: list[str] = []
+    interrupted = False
+    for scenario in plan:
+        if interrupted:
+            results.append(_skipped(scenario))
+        else:
+            for listener in listeners:
+                listener.scenario_started(scenario.name, scenario.summary)
+            result, left, interrupted = _run_one(lab, scenario, listeners)
+            results.append(result)
+            leaks += [f"{scenario.name}: {leak}" for leak in left]
+        for listener in listeners:
+            listener.scenario_finished(results[-1])
+    run = RunResult(
+        backend=backend,
+        accelerator=accelerator,
+        started_at=started_at,
+        duration_s=time.monotonic() - began,
+        scenarios=tuple(results),
+        leaks=tuple(leaks),
+        environment=_environment(lab),
+        interrupted=interrupted,
+    )
+    for listener in listeners:
+        listener.run_finished(run)
+    return run
+
+
+def _run_one(
+    lab: Lab, scenario: Scenario, listeners: Sequence[RunListener]
+) -> tuple[ScenarioResult, tuple[str, ...], bool]:
+    context = ScenarioContext(scenario.name, lab, listeners)
+    began = time.monotonic()
+    outcome, reason = Outcome.PASSED, None
+    leaks: tuple[str, ...] = ()
+    interrupted = False
+    try:
+        scenario.body(context)
+        # A scenario that passed has taken everything down itself: what is here now is a leak.
+        leaks = lab.audit()
+    except KeyboardInterrupt as error:
+        outcome, reason, interrupted = Outcome.ERROR, reason_for(error), True
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever a body raises is its outcome
+        outcome, reason = outcome_of(error), reason_for(error)
+    console = lab.console() if outcome is not Outcome.PASSED else ""
+    if outcome is not Outcome.PASSED or leaks:
+        try:
+            lab.reset()
+            leaks = leaks or lab.audit()
+        except Exception as error:  # noqa: BLE001 - the same boundary
+            leaks = (*leaks, f"taking down failed: {reason_for(error)}")
+    result = ScenarioResult(
+        name=scenario.name,
+        summary=scenario.summary,
+        tags=scenario.tags,
+        outcome=outcome,
+        reason=reason,
+        duration_s=time.monotonic() - began,
+        facts=dict(context.facts),
+        steps=tuple(context.steps),
+        console=console,
+        repro=_repro(lab, scenario),
+    )
+    return result, leaks, interrupted
+
+
+def _skipped(scenario: Scenario) -> ScenarioResult:
+    return ScenarioResult(
+        name=scenario.name,
+        summary=scenario.summary,
+        tags=scenario.tags,
+        outcome=Outcome.SKIPPED,
+        reason="the run was interrupted",
+        duration_s=0.0,
+    )
+
+
+def _repro(lab: Lab, scenario: Scenario) -> str:
+    command = ["lcowlab", "run", scenario.name, "--backend", lab.backend]
+    command += ["--accelerator", lab.host.accelerator.value, "--keep", "failed"]
+    return shlex.join(command)
+
+
+def _environment(lab: Lab) -> Mapping[str, str]:
+    return {
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "accelerator": f"{lab.host.accelerator.value}: {lab.host.accelerator_reason}",
+        "qemu": lab.host.version,
+        "kernel": lab.image.kernel_version,
+        "image": lab.image.key,
+    }

@@ -1,0 +1,300 @@
+"""A utility VM: from an HCS document to a guest that answers, and back to nothing.
+
+::
+
+    boot:  create ─> listen (bridge, log) ─> start ─> guest dials ─> NegotiateProtocol ─> ready
+    close: guest powers off, or terminate ─> close: nothing of it is left on the host
+
+A failure on the way up takes everything down again and says what the guest last wrote to its
+console. The bridge's port is listened on before the start (hcsshim #2723).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from harness.errors import (
+    BridgeClosedError,
+    ComputeServiceError,
+    ComputeTimeoutError,
+    GuestError,
+    HarnessError,
+    InfrastructureError,
+    SystemExitedError,
+)
+from harness.gcs.guest import GuestClient
+from harness.gcs.prot import MappedVirtualDisk
+from harness.hcs.document import ComputeSystem, attach_request, detach_request
+from harness.hcs.service import (
+    BRIDGE_PORT,
+    LOG_PORT,
+    ComputeService,
+    EventType,
+    SystemState,
+)
+from harness.hcs.streams import StreamListener, open_listener
+from harness.processes import ProcessStarter
+from harness.scsi import MountConfig, ScsiManager, Slot
+
+BOOT_TIMEOUT_S = 60.0
+_POWER_OFF_TIMEOUT_S = 5.0
+_LOG_LINES = 500
+
+
+class GuestLog(threading.Thread):
+    """Keeps the last lines of the guest's own log (JSON lines on port 109)."""
+
+    def __init__(self, listener: StreamListener) -> None:
+        super().__init__(name="guest log", daemon=True)
+        self._listener = listener
+        self._lines: deque[str] = deque(maxlen=_LOG_LINES)
+
+    def run(self) -> None:
+        """Read until the guest closes the stream."""
+        with (
+            contextlib.suppress(OSError, HarnessError),
+            self._listener,
+            self._listener.accept(BOOT_TIMEOUT_S) as stream,
+            stream.makefile("r", encoding="utf-8", errors="replace") as lines,
+        ):
+            for line in lines:
+                self._lines.append(line.rstrip("\n"))
+
+    def lines(self) -> tuple[str, ...]:
+        """Return what is kept, oldest first."""
+        return tuple(self._lines)
+
+    def messages(self) -> tuple[str, ...]:
+        """Return the `msg` of each line that is JSON, else the line itself."""
+        found: list[str] = []
+        for line in self.lines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                found.append(line)
+            else:
+                found.append(str(record.get("msg", line)) if isinstance(record, dict) else line)
+        return tuple(found)
+
+
+class ServiceScsiHost:
+    """The host half of the SCSI manager: disks come and go through the compute service."""
+
+    def __init__(self, service: ComputeService, system_id: str) -> None:
+        self._service = service
+        self._system_id = system_id
+
+    def attach(self, slot: Slot, path: Path, *, read_only: bool) -> None:
+        """Give the virtual machine a disk."""
+        request = attach_request(slot.controller, slot.lun, str(path), read_only=read_only)
+        self._service.modify(self._system_id, request)
+
+    def detach(self, slots: Sequence[Slot]) -> None:
+        """Take disks away, waiting once for all."""
+        requests = [detach_request(slot.controller, slot.lun) for slot in slots]
+        self._service.modify_batch(self._system_id, requests)
+
+    def attached(self) -> frozenset[Slot]:
+        """Return the slots in which the virtual machine really has a disk."""
+        disks = self._service.properties(self._system_id).disks
+        return frozenset(Slot(disk.controller, disk.lun) for disk in disks)
+
+
+class BridgeScsiGuest:
+    """The guest half of the SCSI manager: mounts and ejects through the GCS bridge."""
+
+    def __init__(self, guest: GuestClient) -> None:
+        self._guest = guest
+
+    def mount(self, slot: Slot, config: MountConfig, guest_path: str) -> None:
+        """Mount a disk's partition at `guest_path`."""
+        self._guest.mount_disk(_mapped_disk(slot, config, guest_path))
+
+    def unmount(self, slot: Slot, config: MountConfig, guest_path: str) -> None:
+        """Undo `mount`; the request says exactly what the mount said."""
+        self._guest.unmount_disk(_mapped_disk(slot, config, guest_path))
+
+    def eject(self, slot: Slot) -> None:
+        """Make the guest let go of a disk before the host takes it away (hcsshim #551)."""
+        self._guest.eject_disk(controller=slot.controller, lun=slot.lun)
+
+
+def _mapped_disk(slot: Slot, config: MountConfig, guest_path: str) -> MappedVirtualDisk:
+    return MappedVirtualDisk(
+        mount_path=guest_path,
+        controller=slot.controller,
+        lun=slot.lun,
+        partition=config.partition,
+        read_only=config.read_only,
+        encrypted=config.encrypted,
+        options=config.options,
+        block_dev=config.block_device,
+        ensure_filesystem=config.ensure_filesystem,
+        filesystem=config.filesystem,
+    )
+
+
+class UtilityVm:
+    """A running utility VM; made by `boot`, a context manager whose exit leaves nothing."""
+
+    def __init__(
+        self,
+        service: ComputeService,
+        system_id: str,
+        *,
+        guest: GuestClient,
+        log: GuestLog,
+        document: ComputeSystem,
+        boot_s: float,
+    ) -> None:
+        self.system_id = system_id
+        self.service = service
+        self.guest = guest
+        self.log = log
+        self.boot_s = boot_s
+        self.processes = ProcessStarter(service, system_id, guest)
+        self.scsi = ScsiManager(
+            ServiceScsiHost(service, system_id),
+            BridgeScsiGuest(guest),
+            controllers=_scsi_controllers(document),
+            # What the document attaches (a root file system, say) is not ours to hand out.
+            reserved=[Slot(controller, lun) for controller, lun in document.attachments()],
+        )
+        self._closed = False
+
+    @classmethod
+    def boot(
+        cls,
+        service: ComputeService,
+        document: ComputeSystem,
+        *,
+        timeout_s: float = BOOT_TIMEOUT_S,
+    ) -> Self:
+        """Create and start a system and return once its guest has negotiated the protocol.
+
+        On failure nothing is left. Raises LaunchError (did not start), InfrastructureError (the
+        guest did not answer; with the end of its console), or what the service raises.
+        """
+        system_id = str(uuid.uuid4())
+        began = time.monotonic()
+        with contextlib.ExitStack() as undo:
+            service.create(system_id, document)
+            undo.callback(service.close, system_id)
+            bridge_listener = undo.enter_context(
+                open_listener(service.listen(system_id, BRIDGE_PORT))
+            )
+            log = GuestLog(open_listener(service.listen(system_id, LOG_PORT)))
+            log.start()
+            service.start(system_id, timeout_s=timeout_s)
+            try:
+                remaining = max(1.0, timeout_s - (time.monotonic() - began))
+                guest = GuestClient.connect(bridge_listener.accept(remaining))
+                undo.callback(guest.close)
+                guest.negotiate(timeout_s=remaining)
+            except (BridgeClosedError, ComputeTimeoutError, GuestError) as error:
+                raise InfrastructureError(
+                    f"the utility VM did not answer within {timeout_s:.0f} s: {error}; "
+                    f"its console ends: {_tail(service.console(system_id))}"
+                ) from error
+            undo.pop_all()
+            bridge_listener.close()
+        return cls(
+            service,
+            system_id,
+            guest=guest,
+            log=log,
+            document=document,
+            boot_s=time.monotonic() - began,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the compute service says it runs."""
+        try:
+            return self.service.properties(self.system_id).state is SystemState.RUNNING
+        except ComputeServiceError:
+            return False
+
+    def console(self) -> str:
+        """Return the last 64 KiB of the serial console."""
+        return self.service.console(self.system_id)
+
+    def kill(self) -> None:
+        """Pull the plug: nothing is flushed, unmounted or released, in the guest or around it.
+
+        Where the service names the process that is the machine it is killed, so that not even
+        the virtual hardware can put its disks in order; else the service terminates the system.
+        """
+        pid = self.service.properties(self.system_id).details.get("pid")
+        if isinstance(pid, int) and sys.platform != "win32":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            if not self.wait_exit(timeout_s=_POWER_OFF_TIMEOUT_S):
+                raise ComputeTimeoutError(f"process {pid} was killed but has not ended")
+        else:
+            self.service.terminate(self.system_id)
+        self.guest.close()
+        self.scsi.abandon()
+
+    def wait_exit(self, *, timeout_s: float) -> bool:
+        """Return whether the system exited within the time."""
+        deadline = time.monotonic() + timeout_s
+        cursor = 0
+        while True:
+            remaining = deadline - time.monotonic()
+            events = self.service.events(
+                self.system_id, after=cursor, timeout_s=max(0.0, remaining)
+            )
+            if any(event.type is EventType.EXITED for event in events):
+                return True
+            if remaining <= 0:
+                return False
+            cursor = max([cursor, *(event.sequence for event in events)])
+
+    def close(self) -> None:
+        """Power the guest off (or terminate it), and forget it; nothing is left on the host.
+
+        A second call does nothing. What was still attached is abandoned with the machine.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self.running:
+                with contextlib.suppress(HarnessError):
+                    self.guest.shutdown()
+                with contextlib.suppress(SystemExitedError):
+                    if not self.wait_exit(timeout_s=_POWER_OFF_TIMEOUT_S):
+                        self.service.terminate(self.system_id)
+        finally:
+            self.guest.close()
+            self.scsi.abandon()
+            self.service.close(self.system_id)
+            self.log.join(1.0)
+
+
+def _scsi_controllers(document: ComputeSystem) -> int:
+    machine = document.virtual_machine
+    return len(machine.devices.scsi) if machine and machine.devices else 0
+
+
+def _tail(console: str, lines: int = 12) -> str:
+    kept = [line for line in console.splitlines() if line.strip()][-lines:]
+    return " | ".join(kept) if kept else "(empty)"
