@@ -6,6 +6,7 @@ and mirrors hold. What is downloaded is checked against the SHA-256 of the signe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -17,9 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.cachedir import CACHE_VARIABLE
 from harness.errors import ImageBuildError, MissingProgramError
 
 _TIMEOUT_S = 900
+# How programs say it: the last is tar, which was cut short in the middle of a block.
+_DISK_FULL = (os.strerror(errno.ENOSPC), "Wrote only")
 _OUTPUT_TAIL = 2000
 _DEBIAN_ONLY = (
     "the programs of the utility VM come from Debian or Ubuntu packages; build the image on such a"
@@ -225,6 +229,11 @@ def run_tool(
         raise ImageBuildError(f"`{' '.join(argv)}` gave no answer in {_TIMEOUT_S} s") from error
     if done.returncode != 0 and not may_fail:
         output = (done.stdout + done.stderr).strip()[-_OUTPUT_TAIL:]
+        if any(sign in output for sign in _DISK_FULL):
+            raise ImageBuildError(
+                f"the disk is full: `{argv[0]}` could not write. Make room, or set {CACHE_VARIABLE}"
+                " to a folder on another disk"
+            )
         raise ImageBuildError(
             f"`{' '.join(argv)}` failed with exit code {done.returncode}: {output}{hint}"
         )

@@ -46,9 +46,11 @@ def _children_of(pid: int) -> list[int]:
     return found
 
 
-def _is_emulator(pid: int) -> bool:
+def _is_machine(pid: int) -> bool:
+    """Whether it is a QEMU that runs a utility VM: probes start QEMU, too."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().startswith("qemu-system")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        return b"qemu-system" in command[0] and b"-kernel" in command
     except OSError:
         return False
 
@@ -57,7 +59,7 @@ def _wait_for_emulators(pid: int) -> list[int]:
     """Return the QEMU processes that a run has started."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if found := [child for child in _children_of(pid) if _is_emulator(child)]:
+        if found := [child for child in _children_of(pid) if _is_machine(child)]:
             return found
         time.sleep(0.05)
     raise AssertionError("no utility VM was started")

@@ -12,10 +12,8 @@ from harness.scenarios.scenario import Scenario
 
 
 @pytest.mark.parametrize("scenario", CATALOGUE, ids=lambda scenario: scenario.name)
-def test_scenario_passes_and_leaves_nothing(scenario: Scenario) -> None:
-    with Lab.open() as own:
-        own.demo_image()
-        result = run_scenarios(own, [scenario])
+def test_scenario_passes_and_leaves_nothing(scenario: Scenario, lab: Lab) -> None:
+    result = run_scenarios(lab, [scenario])
     (only,) = result.scenarios
     assert only.outcome is Outcome.PASSED, f"{only.reason}\n{only.console}"
     assert result.leaks == ()
