@@ -29,6 +29,7 @@ _SELECT_INFO: Final = """
         (SELECT json_group_object(name, value) FROM label WHERE snapshot_id = s.id)
     FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent_id
 """
+_SELECT_FRAME: Final = "SELECT s.frame FROM snapshot s"
 _LABELS_FIELD: Final = "labels"
 _LABEL_FIELD: Final = "labels."
 
@@ -189,8 +190,7 @@ class Snapshots:
         condition = filters.where()
         if condition.exact:
             rows = self._connection.execute(
-                f"SELECT s.frame FROM snapshot s WHERE {condition.sql} ORDER BY s.key",
-                condition.parameters,
+                f"{_SELECT_FRAME} WHERE {condition.sql} ORDER BY s.key", condition.parameters
             )
             yield from (row[0] for row in rows)
         else:
