@@ -66,10 +66,12 @@ def serve(
     # Imported here: gRPC takes longer to load than most commands to run.
     from snapshotter.rpc.address import socket_path
     from snapshotter.rpc.config import ServiceConfig
+    from snapshotter.rpc.content import ContainerdContent
+    from snapshotter.rpc.diff_v1 import DiffService
     from snapshotter.rpc.logs import log_to
     from snapshotter.rpc.notify import Readiness, notify
     from snapshotter.rpc.server import Server
-    from snapshotter.rpc.snapshots_v1 import SERVICE, SnapshotsService
+    from snapshotter.rpc.snapshots_v1 import SnapshotsService
 
     stop = threading.Event()
     with operation(json_output=False):
@@ -78,9 +80,11 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         log_to(sys.stderr, level=log_level.value)
+        content = ContainerdContent(settings.containerd_address)
         backend = _BACKENDS[mounts](root, settings)
         try:
-            server = Server.start(path, [(SERVICE, SnapshotsService(backend))])
+            layers = DiffService(root.resolve() / "snapshots", content)
+            server = Server.start(path, [SnapshotsService(backend), layers])
             typer.echo(f"listening on {address}")
             sys.stdout.flush()
             notify(Readiness.READY)
@@ -90,6 +94,7 @@ def serve(
             idle = server.stop(grace_s=grace)
         finally:
             backend.close()
+            content.close()
         if not idle:
             # The interpreter would wait for the threads of the calls that were abandoned.
             sys.stderr.flush()

@@ -32,8 +32,8 @@ def call_fields(record: logging.LogRecord) -> Mapping[str, object]:
 class Call(Protocol):
     """The caller's side of a call under way (grpc.ServicerContext)."""
 
-    def is_active(self) -> bool:
-        """Whether the caller still waits."""
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called at the end of the call; False where it is over already."""
         ...
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:

@@ -19,8 +19,6 @@ from snapshotter.rpc import messages
 from snapshotter.rpc.calls import Call, Calls, Method
 from snapshotter.rpc.descriptors import Message
 
-SERVICE: Final = f"{messages.HEALTH}.Health"
-
 
 class ServingStatus(IntEnum):
     """grpc.health.v1.HealthCheckResponse.ServingStatus."""
@@ -34,8 +32,10 @@ class ServingStatus(IntEnum):
 class HealthService:
     """The state of a server and of the services in it."""
 
+    name: Final = f"{messages.HEALTH}.Health"
+
     def __init__(self, services: Collection[str]) -> None:
-        self._services = frozenset({"", SERVICE, *services})
+        self._services = frozenset({"", self.name, *services})
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -46,7 +46,7 @@ class HealthService:
         """What a gRPC server takes."""
         check = Method("Check", messages.HealthCheckRequest, _service, logging.DEBUG)
         return grpc.method_handlers_generic_handler(
-            SERVICE, {"Check": calls.unary(check, self._check)}
+            self.name, {"Check": calls.unary(check, self._check)}
         )
 
     def _check(self, request: Message, _: Call) -> bytes:

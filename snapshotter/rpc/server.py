@@ -37,6 +37,11 @@ _MAX_MESSAGE: Final = 16 << 20
 class Service(Protocol):
     """A service of this package."""
 
+    @property
+    def name(self) -> str:
+        """Its full name."""
+        ...
+
     def handler(self, calls: Calls) -> Any:  # noqa: ANN401, untyped library
         """What a gRPC server takes."""
         ...
@@ -63,16 +68,16 @@ class Server:
     def start(
         cls,
         path: Path,
-        services: Sequence[tuple[str, Service]],
+        services: Sequence[Service],
         *,
         workers: int = DEFAULT_WORKERS,
     ) -> Self:
-        """Listen on the socket `path` and serve `services`, by their full names, and health.
+        """Listen on the socket `path` and serve `services`, and health beside them.
 
         Raises UnavailableError: another server has the socket, the system refuses.
         """
         calls = Calls()
-        health = HealthService([name for name, _ in services])
+        health = HealthService([service.name for service in services])
         with contextlib.ExitStack() as claim:
             claim.enter_context(claimed(path))
             pool = ThreadPoolExecutor(workers, thread_name_prefix="call")
@@ -85,7 +90,7 @@ class Server:
                 ],
             )
             server.add_generic_rpc_handlers(
-                [service.handler(calls) for _, service in (*services, ("", health))]
+                [service.handler(calls) for service in (*services, health)]
             )
             try:
                 with private_umask():

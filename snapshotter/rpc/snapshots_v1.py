@@ -21,8 +21,6 @@ from snapshotter.rpc.backend import Backend
 from snapshotter.rpc.calls import Call, Calls, Method
 from snapshotter.rpc.descriptors import Message
 
-SERVICE: Final = f"{messages.SNAPSHOTS}.Snapshots"
-
 _BATCH: Final = 100
 """Snapshots in one message of List, as containerd's own services do."""
 
@@ -32,6 +30,8 @@ _EMPTY: Final = b""
 
 class SnapshotsService:
     """The methods, over a backend."""
+
+    name: Final = f"{messages.SNAPSHOTS}.Snapshots"
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -66,7 +66,7 @@ class SnapshotsService:
             ),
             "Cleanup": calls.unary(Method("Cleanup", messages.CleanupRequest), self._cleanup),
         }
-        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+        return grpc.method_handlers_generic_handler(self.name, handlers)
 
     def _prepare(self, request: Message, _: Call) -> bytes:
         labels = dict(request.labels)
