@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -186,13 +187,16 @@ def _encoded(message: Message) -> bytes:
 
 
 def _restart(directory: Path, large: Path) -> Figure:
-    """From the start of the process to the answer to the first call."""
+    """From the start of the process to the answer to the first call; the median of three."""
     socket = directory / "s"
-    began = time.perf_counter()
-    with served(large, socket), grpc.insecure_channel(f"unix://{socket}") as channel:
-        stat = channel.unary_unary(f"{SERVICE}Stat", request_serializer=_encoded)
-        stat(messages.StatSnapshotRequest(key=BASE))
-        took = time.perf_counter() - began
+    times: list[float] = []
+    for _ in range(3):
+        began = time.perf_counter()
+        with served(large, socket), grpc.insecure_channel(f"unix://{socket}") as channel:
+            stat = channel.unary_unary(f"{SERVICE}Stat", request_serializer=_encoded)
+            stat(messages.StatSnapshotRequest(key=BASE))
+            times.append(time.perf_counter() - began)
+    took = statistics.median(times)
     return Figure(f"{LARGE} snapshots: restart to the first answer", took, "s", 2.0)
 
 
