@@ -217,6 +217,8 @@ class Snapshotter:
             with self._store.transaction(write=True) as tx:
                 # Another snapshot may have taken the key meanwhile: then measure that one.
                 if tx.snapshots.check_commit(name, key) == number:
+                    # From now on it holds a layer that nothing can make anew.
+                    tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
                     tx.snapshots.commit(name, key, labels=labels or {}, usage=usage, parent=parent)
                     return
 
@@ -270,6 +272,18 @@ class Snapshotter:
         Raises InvalidArgumentError (a malformed filter) before the first step.
         """
         return self._walk(Filters.parse(*filters))
+
+    def stat_frame(self, key: str) -> bytes:
+        """What `stat` gives, as gRPC sends it (`snapshotter.metastore.wire`).
+
+        Raises NotFoundError.
+        """
+        with self._store.transaction(write=False) as tx:
+            return tx.snapshots.frame(key)
+
+    def walk_frames(self, *filters: str) -> Iterator[bytes]:
+        """What `walk` gives, as gRPC sends it. Raises as `walk` does."""
+        return self._walk_frames(Filters.parse(*filters))
 
     def cleanup(self) -> int:
         """Delete what killed processes left; how many directories are gone.
@@ -344,12 +358,14 @@ class Snapshotter:
                     tx.scratches.hold(snapshot.id, scratch.id, owner=owned)
                     if disk is not None:
                         publishing = True
-                        self._scratches.shelf(scratch.location).publish(disk, scratch.id)
+                        shelf = self._scratches.shelf(scratch.location)
+                        shelf.publish(disk, scratch.id)
+                        tx.flush_before_commit(shelf.path, shelf.flush)
                     assert directory is not None
                     self._link(directory, scratch)
                 if directory is not None:
                     publishing = True
-                    self._snapshots.seal(directory)
+                    # Not flushed: all that it holds so far, recovery can make anew.
                     self._snapshots.publish(directory, snapshot.id)
         except BaseException:
             if publishing:
@@ -401,6 +417,10 @@ class Snapshotter:
     def _walk(self, filters: Filters) -> Iterator[Info]:
         with self._store.transaction(write=False) as tx:
             yield from tx.snapshots.walk(filters)
+
+    def _walk_frames(self, filters: Filters) -> Iterator[bytes]:
+        with self._store.transaction(write=False) as tx:
+            yield from tx.snapshots.frames(filters)
 
     def _recover_after_failure(self) -> None:
         # The transaction is rolled back, so the directories must follow. Where even this fails
