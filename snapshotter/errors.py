@@ -8,6 +8,7 @@
     ├── AlreadyExistsError          key or name is taken
     ├── FailedPreconditionError     not now: children, kind, or a disk in use
     ├── UnavailableError            the environment: disk full, store locked, program missing
+    ├── UnimplementedError          a request that is meant for another program than this one
     ├── DigestMismatchError         content differs from what its digest says
     ├── ImageError                  an image archive that cannot be imported
     └── StorageError                a disk format
@@ -46,6 +47,10 @@ class FailedPreconditionError(SnapshotterError):
 
 class UnavailableError(SnapshotterError):
     """The environment is at fault: disk full, store locked, program missing."""
+
+
+class UnimplementedError(SnapshotterError):
+    """Not done here: another snapshotter's mounts, an operation that LCOW does not have."""
 
 
 class DigestMismatchError(SnapshotterError):

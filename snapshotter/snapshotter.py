@@ -271,6 +271,18 @@ class Snapshotter:
         """
         return self._walk(Filters.parse(*filters))
 
+    def stat_frame(self, key: str) -> bytes:
+        """What `stat` gives, as gRPC sends it (`snapshotter.metastore.wire`).
+
+        Raises NotFoundError.
+        """
+        with self._store.transaction(write=False) as tx:
+            return tx.snapshots.frame(key)
+
+    def walk_frames(self, *filters: str) -> Iterator[bytes]:
+        """What `walk` gives, as gRPC sends it. Raises as `walk` does."""
+        return self._walk_frames(Filters.parse(*filters))
+
     def cleanup(self) -> int:
         """Delete what killed processes left; how many directories are gone.
 
@@ -401,6 +413,10 @@ class Snapshotter:
     def _walk(self, filters: Filters) -> Iterator[Info]:
         with self._store.transaction(write=False) as tx:
             yield from tx.snapshots.walk(filters)
+
+    def _walk_frames(self, filters: Filters) -> Iterator[bytes]:
+        with self._store.transaction(write=False) as tx:
+            yield from tx.snapshots.frames(filters)
 
     def _recover_after_failure(self) -> None:
         # The transaction is rolled back, so the directories must follow. Where even this fails

@@ -6,12 +6,16 @@ a store killed in the middle is either before or after a migration.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from snapshotter.errors import UnavailableError
+from snapshotter.metastore.model import Info, Kind
+from snapshotter.metastore.wire import info_frame
 
 APPLICATION_ID: Final = 0x6C636F77
 """`lcow` in the header of the file, so that file(1) and we tell it from other SQLite files."""
@@ -19,11 +23,23 @@ APPLICATION_ID: Final = 0x6C636F77
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step; `version` is its place in the list, from 1."""
+    """One step; `version` is its place in the list, from 1. `fill` runs after the statements."""
 
     version: int
     name: str
     statements: tuple[str, ...]
+    fill: Callable[[sqlite3.Connection], None] | None = None
+
+
+def _fill_frames(connection: sqlite3.Connection) -> None:
+    rows = connection.execute(
+        "SELECT s.id, s.key, s.kind, coalesce(p.key, ''), s.created_ns, s.updated_ns,"
+        " (SELECT json_group_object(name, value) FROM label WHERE snapshot_id = s.id)"
+        " FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent_id"
+    ).fetchall()
+    for number, key, kind, parent, created_ns, updated_ns, labels in rows:
+        info = Info(key, Kind(kind), parent, json.loads(labels), created_ns, updated_ns)
+        connection.execute("UPDATE snapshot SET frame = ? WHERE id = ?", (info_frame(info), number))
 
 
 MIGRATIONS: Final = (
@@ -72,6 +88,12 @@ MIGRATIONS: Final = (
             "CREATE INDEX share_scratch ON share (scratch_id)",
         ),
     ),
+    Migration(
+        2,
+        "each snapshot's Info as gRPC sends it",
+        ("ALTER TABLE snapshot ADD COLUMN frame BLOB NOT NULL DEFAULT x''",),
+        _fill_frames,
+    ),
 )
 
 
@@ -101,6 +123,8 @@ def migrate(connection: sqlite3.Connection) -> None:
         for migration in MIGRATIONS[done:]:
             for statement in migration.statements:
                 connection.execute(statement)
+            if migration.fill is not None:
+                migration.fill(connection)
             connection.execute(
                 "INSERT INTO migration (version, name, applied_ns) VALUES (?, ?, ?)",
                 (migration.version, migration.name, time.time_ns()),

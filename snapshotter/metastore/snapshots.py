@@ -9,7 +9,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from snapshotter.errors import (
@@ -22,12 +22,14 @@ from snapshotter.filters import Filters
 from snapshotter.keys import BackendKey, check_text
 from snapshotter.labels import without_empty
 from snapshotter.metastore.model import Info, Kind, Snapshot, SnapshotId, Usage
+from snapshotter.metastore.wire import info_frame
 
 _SELECT_INFO: Final = """
     SELECT s.key, s.kind, coalesce(p.key, ''), s.created_ns, s.updated_ns,
         (SELECT json_group_object(name, value) FROM label WHERE snapshot_id = s.id)
     FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent_id
 """
+_SELECT_FRAME: Final = "SELECT s.frame FROM snapshot s"
 _LABELS_FIELD: Final = "labels"
 _LABEL_FIELD: Final = "labels."
 
@@ -71,15 +73,20 @@ class Snapshots:
         Raises NotFoundError, InvalidArgumentError, AlreadyExistsError.
         """
         parent_id = self.check_create(key, parent)
+        kept = _checked(labels)
         name = BackendKey.parse(key)
         now = time.time_ns()
         cursor = self._connection.execute(
-            "INSERT INTO snapshot (key, namespace, client, kind, parent_id, created_ns, updated_ns)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (key, name.namespace, name.client, kind, parent_id, now, now),
+            "INSERT INTO snapshot"
+            " (key, namespace, client, kind, parent_id, created_ns, updated_ns, frame)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(key, name.namespace, name.client, kind, parent_id, now, now),
+                info_frame(Info(key, kind, parent, kept, now, now)),
+            ),
         )
         number = SnapshotId(cursor.lastrowid or 0)
-        self._set_labels(number, labels)
+        self._set_labels(number, kept)
         return Snapshot(number, kind, self._ancestors(parent_id))
 
     def check_commit(self, name: str, key: str) -> SnapshotId:
@@ -102,17 +109,19 @@ class Snapshots:
         parent_id = row.parent_id
         if parent:
             parent_id = self._rebased(key, row, parent)
+        kept = _checked(labels)
         new = BackendKey.parse(name)
         now = time.time_ns()
+        info = Info(name, Kind.COMMITTED, self._key(parent_id), kept, now, now)
         self._connection.execute(
             "UPDATE snapshot SET key = ?, namespace = ?, client = ?, kind = ?, parent_id = ?,"
-            " created_ns = ?, updated_ns = ?, size = ?, inodes = ? WHERE id = ?",
+            " created_ns = ?, updated_ns = ?, size = ?, inodes = ?, frame = ? WHERE id = ?",
             (
                 *(name, new.namespace, new.client, Kind.COMMITTED, parent_id),
-                *(now, now, usage.size, usage.inodes, row.id),
+                *(now, now, usage.size, usage.inodes, info_frame(info), row.id),
             ),
         )
-        self._replace_labels(row.id, labels)
+        self._replace_labels(row.id, kept)
         return row.id
 
     def remove(self, key: str) -> Snapshot:
@@ -139,7 +148,8 @@ class Snapshots:
         parent and creation time never change. Raises NotFoundError, InvalidArgumentError.
         """
         row = self._existing(info.name)
-        labels = self._labels(row.id)
+        found = self.info(info.name)
+        labels = dict(found.labels)
         for path in fieldpaths or (_LABELS_FIELD,):
             if path == _LABELS_FIELD:
                 labels = dict(info.labels)
@@ -151,11 +161,13 @@ class Snapshots:
                     f"cannot update {path!r} field on snapshot {info.name!r};"
                     " only labels and labels.<key> can change"
                 )
-        self._replace_labels(row.id, labels)
+        updated = replace(found, labels=_checked(labels), updated_ns=time.time_ns())
+        self._replace_labels(row.id, updated.labels)
         self._connection.execute(
-            "UPDATE snapshot SET updated_ns = ? WHERE id = ?", (time.time_ns(), row.id)
+            "UPDATE snapshot SET updated_ns = ?, frame = ? WHERE id = ?",
+            (updated.updated_ns, info_frame(updated), row.id),
         )
-        return self.info(info.name)
+        return updated
 
     def info(self, key: str) -> Info:
         """Stat. Raises NotFoundError."""
@@ -163,6 +175,27 @@ class Snapshots:
         if row is None:
             raise _missing(key)
         return _info(row)
+
+    def frame(self, key: str) -> bytes:
+        """Stat as gRPC sends it, see `snapshotter.metastore.wire`. Raises NotFoundError."""
+        row = self._connection.execute(
+            "SELECT frame FROM snapshot WHERE key = ?", (key,)
+        ).fetchone()
+        if row is None:
+            raise _missing(key)
+        return bytes(row[0])
+
+    def frames(self, filters: Filters) -> Iterator[bytes]:
+        """What `walk` gives, as gRPC sends it."""
+        condition = filters.where()
+        if condition.exact:
+            rows = self._connection.execute(
+                f"{_SELECT_FRAME} WHERE {condition.sql} ORDER BY s.key", condition.parameters
+            )
+            yield from (row[0] for row in rows)
+        else:
+            for info in self.walk(filters):
+                yield info_frame(info)
 
     def walk(self, filters: Filters) -> Iterator[Info]:
         """Every snapshot that one of the filters matches, in the byte order of their keys."""
@@ -253,26 +286,30 @@ class Snapshots:
         )
         return tuple(SnapshotId(row[0]) for row in rows)
 
-    def _labels(self, number: SnapshotId) -> dict[str, str]:
-        return dict(
-            self._connection.execute(
-                "SELECT name, value FROM label WHERE snapshot_id = ?", (number,)
-            )
-        )
+    def _key(self, number: SnapshotId | None) -> str:
+        row = self._connection.execute(
+            "SELECT key FROM snapshot WHERE id = ?", (number,)
+        ).fetchone()
+        return "" if row is None else str(row[0])
 
     def _replace_labels(self, number: SnapshotId, labels: Mapping[str, str]) -> None:
         self._connection.execute("DELETE FROM label WHERE snapshot_id = ?", (number,))
         self._set_labels(number, labels)
 
     def _set_labels(self, number: SnapshotId, labels: Mapping[str, str]) -> None:
-        kept = without_empty(labels)
-        for name, value in kept.items():
-            check_text("label", name)
-            check_text(f"value of label {name}", value)
         self._connection.executemany(
             "INSERT INTO label (snapshot_id, name, value) VALUES (?, ?, ?)",
-            [(number, name, value) for name, value in kept.items()],
+            [(number, name, value) for name, value in labels.items()],
         )
+
+
+def _checked(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels that have a value. Raises InvalidArgumentError for what cannot be stored."""
+    kept = without_empty(labels)
+    for name, value in kept.items():
+        check_text("label", name)
+        check_text(f"value of label {name}", value)
+    return kept
 
 
 def _info(row: tuple[str, int, str, int, int, str]) -> Info:

@@ -1,0 +1,119 @@
+"""`lcow-snapshotter serve`: the proxy plugin that containerd dials."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from snapshotter.cli.output import ExitCode, RootOption, operation
+from snapshotter.errors import UnimplementedError
+from snapshotter.snapshotter import Snapshotter
+
+if TYPE_CHECKING:
+    from snapshotter.rpc.backend import Backend
+    from snapshotter.rpc.config import ServiceConfig
+
+_GRACE_S: Final = 10.0
+_WAKE_S: Final = 0.5
+"""A signal may be taken by another thread; the main thread then notices at its next look."""
+
+
+class Mounts(StrEnum):
+    """What the mounts are made for."""
+
+    LCOW = "lcow"
+    LINUX_HOST = "linux-host"
+
+
+class LogLevel(StrEnum):
+    """From what on the log has lines; reads are `debug`."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def serve(
+    root: RootOption,
+    address: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen: unix:///path/to/socket.")
+    ],
+    mounts: Annotated[
+        Mounts, typer.Option(help="Mounts for LCOW, or mounts that this Linux can mount.")
+    ] = Mounts.LCOW,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Configuration (TOML).")
+    ] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="Least level of the log.")] = LogLevel.INFO,
+    grace: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="How long calls may take at the end.")
+    ] = _GRACE_S,
+) -> None:
+    """Serve containerd's snapshots.v1 and diff.v1 until SIGTERM or SIGINT.
+
+    Prints `listening on ADDRESS` once calls are taken. The log goes to stderr, one JSON
+    document a line.
+    """
+    # Imported here: gRPC takes longer to load than most commands to run.
+    from snapshotter.rpc.address import socket_path
+    from snapshotter.rpc.config import ServiceConfig
+    from snapshotter.rpc.content import ContainerdContent
+    from snapshotter.rpc.diff_v1 import DiffService
+    from snapshotter.rpc.logs import log_to
+    from snapshotter.rpc.notify import Readiness, notify
+    from snapshotter.rpc.server import Server
+    from snapshotter.rpc.snapshots_v1 import SnapshotsService
+
+    stop = threading.Event()
+    with operation(json_output=False):
+        path = socket_path(address)
+        settings = ServiceConfig() if config is None else ServiceConfig.load(config)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        log_to(sys.stderr, level=log_level.value)
+        content = ContainerdContent(settings.containerd_address)
+        backend = _BACKENDS[mounts](root, settings)
+        try:
+            layers = DiffService(root.resolve() / "snapshots", content)
+            server = Server.start(path, [SnapshotsService(backend), layers])
+            typer.echo(f"listening on {address}")
+            sys.stdout.flush()
+            notify(Readiness.READY)
+            while not stop.wait(_WAKE_S):
+                pass
+            notify(Readiness.STOPPING)
+            idle = server.stop(grace_s=grace)
+        finally:
+            backend.close()
+            content.close()
+        if not idle:
+            # The interpreter would wait for the threads of the calls that were abandoned.
+            sys.stderr.flush()
+            os._exit(ExitCode.FAILED)
+
+
+def _open_lcow(root: Path, settings: ServiceConfig) -> Backend:
+    return Snapshotter.open(
+        root,
+        default_scratch_size=settings.default_scratch_size,
+        scratch_locations=settings.scratch_locations,
+    )
+
+
+def _open_linux_host(root: Path, settings: ServiceConfig) -> Backend:
+    raise UnimplementedError("mounts for a Linux host are not part of this version")
+
+
+_BACKENDS: Final[Mapping[Mounts, Callable[[Path, ServiceConfig], Backend]]] = {
+    Mounts.LCOW: _open_lcow,
+    Mounts.LINUX_HOST: _open_linux_host,
+}

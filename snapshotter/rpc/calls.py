@@ -1,0 +1,140 @@
+"""What every call has in common: an error becomes a status, and a line goes to the log.
+
+A line has the fields `method`, `key`, `duration_ms`, `code` and, where the call failed, `error`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import grpc
+
+from snapshotter.rpc.descriptors import Message, MessageClass
+from snapshotter.rpc.status import INTERNAL, status, status_name
+
+_log = logging.getLogger(__name__)
+
+CALL_FIELDS: Final = "call_fields"
+"""The attribute of a log record that holds the fields of a call."""
+
+
+def call_fields(record: logging.LogRecord) -> Mapping[str, object]:
+    """The fields of the call that a log record is about; none for another record."""
+    fields: Mapping[str, object] = getattr(record, CALL_FIELDS, {})
+    return fields
+
+
+class Call(Protocol):
+    """The caller's side of a call under way (grpc.ServicerContext)."""
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        """Have `callback` called at the end of the call; False where it is over already."""
+        ...
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """The headers of the request."""
+        ...
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        """End the call with an error; it raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method of a service: what it takes, and what of it the log names.
+
+    `level` is that of a call that went well; failed ones are logged from INFO on.
+    """
+
+    name: str
+    request: MessageClass
+    key: Callable[[Message], str] = lambda _: ""
+    level: int = logging.INFO
+
+
+class Calls:
+    """The calls of one server; counts those under way."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+
+    def unary(self, method: Method, answer: Callable[[Message, Call], bytes]) -> Any:  # noqa: ANN401, untyped library
+        """A handler that answers a request with one encoded message."""
+
+        def handle(request: Message, call: Call) -> bytes:
+            began = self._begin()
+            error: Exception | None = None
+            try:
+                return answer(request, call)
+            except Exception as caught:  # noqa: BLE001, the boundary of a call
+                error = caught
+            finally:
+                self._end(method, request, began, error)
+            code, details = status(error)
+            call.abort(code, details)
+            raise AssertionError("abort raises")
+
+        return grpc.unary_unary_rpc_method_handler(handle, method.request.FromString)
+
+    def stream(self, method: Method, answer: Callable[[Message, Call], Iterator[bytes]]) -> Any:  # noqa: ANN401, untyped library
+        """A handler that answers a request with any number of encoded messages."""
+
+        def handle(request: Message, call: Call) -> Iterator[bytes]:
+            began = self._begin()
+            error: BaseException | None = None
+            try:
+                yield from answer(request, call)
+            except GeneratorExit as caught:
+                error = caught  # the caller has gone
+                raise
+            except Exception as caught:  # noqa: BLE001, the boundary of a call
+                error = caught
+            finally:
+                self._end(method, request, began, error)
+            if isinstance(error, Exception):
+                code, details = status(error)
+                call.abort(code, details)
+
+        return grpc.unary_stream_rpc_method_handler(handle, method.request.FromString)
+
+    def wait_idle(self, *, timeout_s: float) -> bool:
+        """Whether no call is under way, waiting so long for it."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._running == 0, timeout_s)
+
+    def _begin(self) -> float:
+        with self._changed:
+            self._running += 1
+        return time.perf_counter()
+
+    def _end(
+        self, method: Method, request: Message, began: float, error: BaseException | None
+    ) -> None:
+        duration_s = time.perf_counter() - began
+        with self._changed:
+            self._running -= 1
+            if self._running == 0:
+                self._changed.notify_all()
+        code = status_name(error)
+        bug = code == INTERNAL
+        level = logging.ERROR if bug else method.level
+        if isinstance(error, Exception):
+            level = max(level, logging.INFO)
+        if not _log.isEnabledFor(level):
+            return
+        fields: dict[str, object] = {
+            "method": method.name,
+            "key": method.key(request),
+            "duration_ms": round(duration_s * 1000, 3),
+            "code": code,
+        }
+        if isinstance(error, Exception):
+            fields["error"] = str(error)
+        _log.log(level, "call", extra={CALL_FIELDS: fields}, exc_info=error if bug else None)

@@ -1,0 +1,114 @@
+"""One gRPC server on one Unix socket.
+
+::
+
+    Server.start -> serving --stop--> health says NOT_SERVING, no new calls
+                                      --calls done, or the grace over--> stopped
+
+A call that is still at work after the grace is cancelled for its caller, but its thread cannot
+be stopped; what it leaves is what a killed process leaves, and the next recovery mends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+
+import grpc
+
+from snapshotter.errors import UnavailableError
+from snapshotter.rpc.address import claimed, private_umask
+from snapshotter.rpc.calls import Calls
+from snapshotter.rpc.health import HealthService
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_WORKERS: Final = 32
+"""Threads, and so the number of calls at work at the same time; others wait."""
+
+_MAX_MESSAGE: Final = 16 << 20
+"""containerd's own bound (defaults.DefaultMaxRecvMsgSize)."""
+
+
+class Service(Protocol):
+    """A service of this package."""
+
+    @property
+    def name(self) -> str:
+        """Its full name."""
+        ...
+
+    def handler(self, calls: Calls) -> Any:  # noqa: ANN401, untyped library
+        """What a gRPC server takes."""
+        ...
+
+
+class Server:
+    """A server that listens. Start it with `Server.start`."""
+
+    def __init__(
+        self,
+        server: Any,  # noqa: ANN401, untyped library
+        workers: ThreadPoolExecutor,
+        calls: Calls,
+        health: HealthService,
+        claim: contextlib.ExitStack,
+    ) -> None:
+        self._server = server
+        self._workers = workers
+        self._calls = calls
+        self._health = health
+        self._claim = claim
+
+    @classmethod
+    def start(
+        cls,
+        path: Path,
+        services: Sequence[Service],
+        *,
+        workers: int = DEFAULT_WORKERS,
+    ) -> Self:
+        """Listen on the socket `path` and serve `services`, and health beside them.
+
+        Raises UnavailableError: another server has the socket, the system refuses.
+        """
+        calls = Calls()
+        health = HealthService([service.name for service in services])
+        with contextlib.ExitStack() as claim:
+            claim.enter_context(claimed(path))
+            pool = ThreadPoolExecutor(workers, thread_name_prefix="call")
+            server = grpc.server(
+                pool,
+                options=[
+                    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+                    ("grpc.max_send_message_length", _MAX_MESSAGE),
+                    ("grpc.so_reuseport", 0),
+                ],
+            )
+            server.add_generic_rpc_handlers(
+                [service.handler(calls) for service in (*services, health)]
+            )
+            try:
+                with private_umask():
+                    server.add_insecure_port(f"unix://{path}")
+            except RuntimeError as error:
+                raise UnavailableError(
+                    f"cannot listen on {path}: check that its directory exists and is writable"
+                ) from error
+            server.start()
+            return cls(server, pool, calls, health, claim.pop_all())
+
+    def stop(self, *, grace_s: float) -> bool:
+        """Take no more calls, and whether those under way ended within the grace."""
+        self._health.stop()
+        self._server.stop(grace_s).wait()
+        idle = self._calls.wait_idle(timeout_s=grace_s)
+        if not idle:
+            _log.warning("calls are still at work after %g s; they are abandoned", grace_s)
+        self._workers.shutdown(wait=idle, cancel_futures=True)
+        self._claim.close()
+        return idle

@@ -1,0 +1,132 @@
+"""containerd.services.snapshots.v1.Snapshots: what containerd asks of a proxy snapshotter.
+
+The name in each request's `snapshotter` field is the one of containerd's configuration; nothing
+depends on it here, as in containerd's own contrib/snapshotservice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import grpc
+
+from snapshotter.metastore.model import Info
+from snapshotter.metastore.wire import info_frame
+from snapshotter.mounts import Mount
+from snapshotter.rpc import messages
+from snapshotter.rpc.backend import Backend
+from snapshotter.rpc.calls import Call, Calls, Method
+from snapshotter.rpc.descriptors import Message
+
+_BATCH: Final = 100
+"""Snapshots in one message of List, as containerd's own services do."""
+
+_EMPTY: Final = b""
+"""google.protobuf.Empty, encoded."""
+
+
+class SnapshotsService:
+    """The methods, over a backend."""
+
+    name: Final = f"{messages.SNAPSHOTS}.Snapshots"
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def handler(self, calls: Calls) -> Any:  # noqa: ANN401, untyped library
+        """What a gRPC server takes."""
+        handlers = {
+            "Prepare": calls.unary(
+                Method("Prepare", messages.PrepareSnapshotRequest, _key), self._prepare
+            ),
+            "View": calls.unary(Method("View", messages.ViewSnapshotRequest, _key), self._view),
+            "Mounts": calls.unary(
+                Method("Mounts", messages.MountsRequest, _key, logging.DEBUG), self._mounts
+            ),
+            "Commit": calls.unary(
+                Method("Commit", messages.CommitSnapshotRequest, _key), self._commit
+            ),
+            "Remove": calls.unary(
+                Method("Remove", messages.RemoveSnapshotRequest, _key), self._remove
+            ),
+            "Stat": calls.unary(
+                Method("Stat", messages.StatSnapshotRequest, _key, logging.DEBUG), self._stat
+            ),
+            "Update": calls.unary(
+                Method("Update", messages.UpdateSnapshotRequest, _info_name), self._update
+            ),
+            "List": calls.stream(
+                Method("List", messages.ListSnapshotsRequest, _filters, logging.DEBUG), self._list
+            ),
+            "Usage": calls.unary(
+                Method("Usage", messages.UsageRequest, _key, logging.DEBUG), self._usage
+            ),
+            "Cleanup": calls.unary(Method("Cleanup", messages.CleanupRequest), self._cleanup),
+        }
+        return grpc.method_handlers_generic_handler(self.name, handlers)
+
+    def _prepare(self, request: Message, _: Call) -> bytes:
+        labels = dict(request.labels)
+        return _mounts(self._backend.prepare(request.key, request.parent, labels=labels))
+
+    def _view(self, request: Message, _: Call) -> bytes:
+        labels = dict(request.labels)
+        return _mounts(self._backend.view(request.key, request.parent, labels=labels))
+
+    def _mounts(self, request: Message, _: Call) -> bytes:
+        return _mounts(self._backend.mounts(request.key))
+
+    def _commit(self, request: Message, _: Call) -> bytes:
+        self._backend.commit(
+            request.name, request.key, labels=dict(request.labels), parent=request.parent
+        )
+        return _EMPTY
+
+    def _remove(self, request: Message, _: Call) -> bytes:
+        self._backend.remove(request.key)
+        return _EMPTY
+
+    def _stat(self, request: Message, _: Call) -> bytes:
+        return self._backend.stat_frame(request.key)
+
+    def _update(self, request: Message, _: Call) -> bytes:
+        # Name and labels are all that an update may change; the other fields are ignored.
+        info = Info(request.info.name, labels=dict(request.info.labels))
+        return info_frame(self._backend.update(info, *request.update_mask.paths))
+
+    def _list(self, request: Message, _: Call) -> Iterator[bytes]:
+        frames = self._backend.walk_frames(*request.filters)
+        while batch := b"".join(itertools.islice(frames, _BATCH)):
+            yield batch
+
+    def _usage(self, request: Message, _: Call) -> bytes:
+        usage = self._backend.usage(request.key)
+        return messages.UsageResponse(size=usage.size, inodes=usage.inodes).SerializeToString()
+
+    def _cleanup(self, _: Message, __: Call) -> bytes:
+        self._backend.cleanup()
+        return _EMPTY
+
+
+def _key(request: Message) -> str:
+    return str(request.key)
+
+
+def _info_name(request: Message) -> str:
+    return str(request.info.name)
+
+
+def _filters(request: Message) -> str:
+    return " | ".join(request.filters)
+
+
+def _mounts(mounts: Sequence[Mount]) -> bytes:
+    return messages.MountsResponse(
+        mounts=[
+            messages.Mount(type=mount.type, source=mount.source, options=mount.options)
+            for mount in mounts
+        ]
+    ).SerializeToString()
