@@ -175,6 +175,10 @@ class LinuxHostSnapshotter:
         """`Snapshotter.stat`."""
         return self.store.stat(key)
 
+    def stat_frame(self, key: str) -> bytes:
+        """`Snapshotter.stat_frame`."""
+        return self.store.stat_frame(key)
+
     def update(self, info: Info, *fieldpaths: str) -> Info:
         """`Snapshotter.update`."""
         return self.store.update(info, *fieldpaths)
@@ -190,6 +194,10 @@ class LinuxHostSnapshotter:
     def walk(self, *filters: str) -> Iterator[Info]:
         """`Snapshotter.walk`."""
         return self.store.walk(*filters)
+
+    def walk_frames(self, *filters: str) -> Iterator[bytes]:
+        """`Snapshotter.walk_frames`."""
+        return self.store.walk_frames(*filters)
 
     def cleanup(self) -> int:
         """`Snapshotter.cleanup`."""
