@@ -59,6 +59,7 @@ class MountTable:
         self._guard = threading.RLock()
         # What is mounted, and for whom.
         self._users: dict[str, set[int]] = {}
+        self._files: dict[str, Path] = {}
         self._idle: dict[str, None] = {}  # mounted layers without a user, the oldest first
 
     @classmethod
@@ -88,6 +89,7 @@ class MountTable:
         """Unmount everything below `path`."""
         with self._guard:
             self._users.clear()
+            self._files.clear()
             self._idle.clear()
             for point in mounts_below(self.path):
                 _detach(point.path)
@@ -134,8 +136,11 @@ class MountTable:
         path.mkdir(mode=0o755, exist_ok=True)
         return path
 
-    def release(self, user: int) -> None:
-        """Unmount what nobody but `user` needed; layers stay for a while."""
+    def release(self, user: int, *, discard: bool) -> None:
+        """Unmount what nobody but `user` needed; layers stay for a while.
+
+        With `discard`, the file of a disk that is unmounted is deleted: nobody wants it again.
+        """
         with self._guard:
             for name in [name for name, users in self._users.items() if user in users]:
                 self._users[name].discard(user)
@@ -143,8 +148,11 @@ class MountTable:
                     continue
                 if name.startswith("l"):
                     self._idle[name] = None
-                else:
-                    self._drop(name)
+                    continue
+                file = self._files[name]
+                self._drop(name)
+                if discard:
+                    file.unlink(missing_ok=True)
             while len(self._idle) > _MAX_IDLE:
                 self._drop(next(iter(self._idle)))
 
@@ -166,13 +174,14 @@ class MountTable:
                         mount(str(loop.path), path, kind="ext4", flags=flags)
                 except OSError as error:
                     raise _refused(f"mount {file} at", path, error) from error
+                self._files[name] = file
             self._users.setdefault(name, set()).add(user)
             self._idle.pop(name, None)
         return path
 
     def _drop(self, name: str) -> None:
         path = self.path / name
-        del self._users[name]
+        del self._users[name], self._files[name]
         self._idle.pop(name, None)
         _detach(path)
         with contextlib.suppress(OSError):  # else the next mount of that name uses it

@@ -23,6 +23,7 @@ import sys
 
 assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
 
+import contextlib
 import logging
 import os
 import re
@@ -141,7 +142,9 @@ class LinuxHostSnapshotter:
 
     def mounts(self, key: str) -> list[Mount]:
         """`Snapshotter.mounts`: what `prepare` and `view` gave, mounted again where needed."""
-        return self._mounts(key, self._place(key, self.store.mounts(key)))
+        place = self._place(key, self.store.mounts(key))
+        with self._needed(key, place):
+            return self._mounts(key, place)
 
     def commit(
         self,
@@ -155,21 +158,27 @@ class LinuxHostSnapshotter:
 
         Raises FailedPreconditionError also for a file that no layer can hold, LayerError.
         """
-        place = None
-        if not self._exists(name) and self.store.stat(key).kind is Kind.ACTIVE:
-            place = self._place(key, self.store.mounts(key))
+        if self._exists(name) or self.store.stat(key).kind is not Kind.ACTIVE:
+            self.store.commit(name, key, labels=labels, parent=parent)  # says what is wrong
+            return
+        place = self._place(key, self.store.mounts(key))
+        try:
             self._build_layer(key, place)
-        self.store.commit(name, key, labels=labels, parent=parent)
-        if place is not None:
-            self._release(name, place.number)
+            self.store.commit(name, key, labels=labels, parent=parent)
+        except NotFoundError:
+            self._table.release(place.number, discard=False)  # it was removed meanwhile
+            raise
+        # What the writable disk held is in the layer.
+        shared = self.store.shared_disk(name)
+        alone = shared is None or len(shared.holders) == 1
+        self._forget(place.number, discard=alone)
 
     def remove(self, key: str) -> None:
         """`Snapshotter.remove`. Clients that have it mounted keep their mount."""
         number = self._number(key)
         shared = self.store.shared_disk(key)
-        others = shared is not None and len(shared.holders) > 1
         self.store.remove(key)
-        self._forget(number, self._upper_if_mounted(number) if others else None)
+        self._forget(number, discard=shared is None or len(shared.holders) == 1)
 
     def stat(self, key: str) -> Info:
         """`Snapshotter.stat`."""
@@ -188,7 +197,8 @@ class LinuxHostSnapshotter:
         usage = self.store.usage(key)
         if self.store.stat(key).kind is Kind.ACTIVE:
             place = self._place(key, self.store.mounts(key))
-            usage += disk_usage(self._upper(key, place))
+            with self._needed(key, place):
+                usage += disk_usage(self._upper(key, place))
         return usage
 
     def walk(self, *filters: str) -> Iterator[Info]:
@@ -303,24 +313,24 @@ class LinuxHostSnapshotter:
         except OSError as error:
             raise UnavailableError(f"cannot read {upper}: {error.strerror}") from error
 
-    def _release(self, name: str, number: int) -> None:
-        """After a commit: what the writable disk held is in the layer."""
-        shared = self.store.shared_disk(name)
-        alone = shared is not None and len(shared.holders) == 1
-        self._forget(number, None if alone else self._upper_if_mounted(number))
-        if shared is not None and alone:
-            shared.path.with_name(RAW_NAME).unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def _needed(self, key: str, place: _Place) -> Iterator[None]:
+        """Mounts that are made inside go again where the snapshot was removed meanwhile."""
+        try:
+            yield
+        finally:
+            if not self._exists(key):
+                self._table.release(place.number, discard=False)
 
-    def _upper_if_mounted(self, number: int) -> Path | None:
-        for path in self._table.path.glob(f"s*/{number}"):
-            return path
-        return None
+    def _forget(self, number: int, *, discard: bool) -> None:
+        """After a commit or removal: unmount, and delete its files on a disk that others use.
 
-    def _forget(self, number: int, directory: Path | None) -> None:
-        """Unmount what only this snapshot needed, and delete its directory on a shared disk."""
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
-        self._table.release(number)
+        With `discard`, nobody else uses the disk, and its file goes.
+        """
+        if not discard:
+            for directory in self._table.path.glob(f"s*/{number}"):
+                shutil.rmtree(directory, ignore_errors=True)
+        self._table.release(number, discard=discard)
         self._table.forget_layer(number)
         (self._table.path / f"d{number}.ext4").unlink(missing_ok=True)
 

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -273,6 +274,48 @@ def test_an_ordinary_user_gets_a_clear_error(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert "run it as root" in done.stdout, done.stderr
+
+
+def test_committed_and_removed_snapshots_leave_no_writable_disk(
+    host: LinuxHostSnapshotter, tmp_path: Path
+) -> None:
+    for key in ("committed", "removed", "extract-1 x"):
+        host.prepare(key)
+    assert len(loops_below(tmp_path)) == 3
+    host.commit("name", "committed")
+    host.commit("layer", "extract-1 x")
+    host.remove("removed")
+    assert loops_below(tmp_path) == []
+    assert list(tmp_path.rglob("*.ext4")) == []
+
+
+def test_clients_at_the_same_time_do_not_meet(host: LinuxHostSnapshotter, tmp_path: Path) -> None:
+    with written(host, "base") as files:
+        (files / "base").touch()
+
+    def chain(client: int) -> list[str]:
+        target = tmp_path / f"mnt-{client}"
+        target.mkdir()
+        parent = "base"
+        for number in range(4):
+            name = f"{client}-{number}"
+            with mounted(host.prepare(f"{name}-key", parent), target):
+                (target / name).touch()
+            host.commit(name, f"{name}-key")
+            parent = name
+        with mounted(host.view(f"{client}-view", parent), target):
+            found = sorted(os.listdir(target))
+        host.remove(f"{client}-view")
+        for number in reversed(range(4)):
+            host.remove(f"{client}-{number}")
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        for client, found in enumerate(pool.map(chain, range(8))):
+            assert found == [*(f"{client}-{number}" for number in range(4)), "base"]
+    assert {info.name for info in host.walk()} == {"base"}
+    # The layer that is left stays mounted for the next one.
+    assert [Path(path).name for path in loops_below(tmp_path)] == [LAYER_NAME]
 
 
 KILLED = """
