@@ -9,7 +9,8 @@ from typing import Final
 from snapshotter.errors import UnavailableError
 from snapshotter.filters import Filters
 from snapshotter.labels import SESSION
-from snapshotter.metastore.store import MetaStore
+from snapshotter.metastore.model import Kind
+from snapshotter.metastore.store import MetaStore, Transaction
 from snapshotter.mounts import SCRATCH_NAME
 from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Owner, Shelf, discard
@@ -34,9 +35,27 @@ def recover(store: MetaStore, owner: Owner, snapshots: Shelf, scratches: Scratch
                 tx.scratches.release(tx.snapshots.remove(info.name).id)
                 _log.warning("removed %r, which a killed process left", info.name)
         garbage = snapshots.recover(tx.snapshots.numbers(), living)
+        _restore_missing(tx, snapshots, scratches)
         for location, shelf in scratches.shelves(tx.scratches.locations()):
             garbage += shelf.recover(tx.scratches.numbers(location), living)
     return discard(garbage)
+
+
+def _restore_missing(tx: Transaction, snapshots: Shelf, scratches: ScratchStore) -> None:
+    """Make the directories of active snapshots that a power cut took, and the links in them.
+
+    Prepare does not flush them, Commit does: a committed snapshot without one has lost its layer.
+    """
+    for number, kind in sorted(tx.snapshots.with_directory(besides=snapshots.numbers())):
+        if kind is Kind.COMMITTED:
+            _log.error("snapshot %s has lost its directory, and its layer with it", number)
+            continue
+        staged = snapshots.stage()
+        scratch = tx.scratches.held_by(number)
+        if scratch is not None:
+            _link(staged / SCRATCH_NAME, scratches.disk(scratch.location, scratch.id))
+        snapshots.publish(staged, number)
+        _log.warning("made the directory of snapshot %s anew, which a power cut took", number)
 
 
 def follow_moved_root(
@@ -56,6 +75,13 @@ def follow_moved_root(
             if not link.exists() and target.exists():
                 _replace_link(link, target)
         tx.properties.put(_ROOT, str(root))
+
+
+def _link(link: Path, target: Path) -> None:
+    try:
+        link.symlink_to(target)
+    except OSError as error:
+        raise UnavailableError(f"cannot link {link} to {target}: {error.strerror}") from error
 
 
 def _replace_link(link: Path, target: Path) -> None:

@@ -128,9 +128,12 @@ class Shelf:
             raise _refused("create", staged, error) from error
         return staged
 
-    def seal(self, staged: Path) -> None:
-        """Make the names in a staged directory durable."""
-        self._flush(staged)
+    def flush(self) -> None:
+        """Make the entries' names durable; after `publish`, before the commit of their rows."""
+        try:
+            self._flush(self.path)
+        except OSError as error:
+            raise _refused("flush", self.path, error) from error
 
     def publish(self, staged: Path, number: int) -> None:
         """Give a staged directory its number; write lock held, no row committed yet.
@@ -143,7 +146,6 @@ class Shelf:
             if os.path.lexists(entry):
                 entry.rename(self.path / f"rm-{number}-{secrets.token_hex(4)}")
             staged.rename(entry)
-            self._flush(self.path)
         except OSError as error:
             raise _refused("publish", entry, error) from error
 
@@ -155,8 +157,8 @@ class Shelf:
         """
         entry, retired = self.entry(number), self.path / f"rm-{number}"
         try:
+            # Not flushed: until the row is gone, recovery puts the entry back.
             entry.rename(retired)
-            self._flush(self.path)
         except FileNotFoundError:
             return retired if retired.exists() else None
         except OSError as error:
@@ -165,6 +167,14 @@ class Shelf:
             ) from error
         return retired
 
+    def numbers(self) -> frozenset[int]:
+        """The numbers of the entries that are there."""
+        try:
+            names = self._names()
+        except OSError as error:
+            raise _refused("list", self.path, error) from error
+        return frozenset(int(name) for name in names if _NUMBER.fullmatch(name))
+
     def recover(self, known: Container[int], living: Container[str]) -> list[Path]:
         """Put entries of `known` rows back, and return what may be deleted; write lock held.
 
@@ -172,8 +182,10 @@ class Shelf:
         """
         garbage: list[Path] = []
         try:
-            for path in sorted(self.path.iterdir()):
-                garbage += self._recover(path, known, living)
+            for name in sorted(self._names()):
+                # Nearly all names are those of rows: they cost no more than this.
+                if not (name.isdecimal() and int(name) in known):
+                    garbage += self._recover(self.path / name, known, living)
         except OSError as error:
             raise _refused("recover", self.path, error) from error
         return garbage
@@ -198,6 +210,11 @@ class Shelf:
         self._flush(self.path)
         _log.warning("put back %s, whose removal was not finished", self.entry(int(number)))
         return ()
+
+    def _names(self) -> list[str]:
+        # Not as Path objects: there may be a hundred thousand.
+        with os.scandir(self.path) as entries:
+            return [entry.name for entry in entries]
 
     def _flush(self, directory: Path) -> None:
         if self._durable:

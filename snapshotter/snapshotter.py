@@ -217,6 +217,8 @@ class Snapshotter:
             with self._store.transaction(write=True) as tx:
                 # Another snapshot may have taken the key meanwhile: then measure that one.
                 if tx.snapshots.check_commit(name, key) == number:
+                    # From now on it holds a layer that nothing can make anew.
+                    tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
                     tx.snapshots.commit(name, key, labels=labels or {}, usage=usage, parent=parent)
                     return
 
@@ -356,12 +358,14 @@ class Snapshotter:
                     tx.scratches.hold(snapshot.id, scratch.id, owner=owned)
                     if disk is not None:
                         publishing = True
-                        self._scratches.shelf(scratch.location).publish(disk, scratch.id)
+                        shelf = self._scratches.shelf(scratch.location)
+                        shelf.publish(disk, scratch.id)
+                        tx.flush_before_commit(shelf.path, shelf.flush)
                     assert directory is not None
                     self._link(directory, scratch)
                 if directory is not None:
                     publishing = True
-                    self._snapshots.seal(directory)
+                    # Not flushed: all that it holds so far, recovery can make anew.
                     self._snapshots.publish(directory, snapshot.id)
         except BaseException:
             if publishing:

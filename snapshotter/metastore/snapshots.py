@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -231,6 +231,18 @@ class Snapshots:
         if row is None:
             raise _missing(key)
         return SnapshotId(row[0]), Kind(row[1]), Usage(row[2], row[3])
+
+    def with_directory(self, *, besides: Container[int]) -> Iterator[tuple[SnapshotId, Kind]]:
+        """The snapshots, apart from some numbers, that have a directory of their own.
+
+        A view of a parent has none.
+        """
+        rows = self._connection.execute(
+            "SELECT id, kind FROM snapshot WHERE kind <> ? OR parent_id IS NULL", (Kind.VIEW,)
+        )
+        for number, kind in rows:
+            if number not in besides:
+                yield SnapshotId(number), Kind(kind)
 
     def numbers(self) -> frozenset[int]:
         """The numbers of all snapshots."""

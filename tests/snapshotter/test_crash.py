@@ -243,3 +243,20 @@ def test_a_store_locked_for_too_long_says_so(tmp_path: Path) -> None:
                 waiting.prepare("a")
             assert list(waiting.walk()) == []
         waiting.prepare("a")
+
+
+def test_directories_that_a_power_cut_took_are_made_anew(tmp_path: Path) -> None:
+    # Prepare flushes the disk and the row. The directory and its link can be made from them.
+    with Snapshotter.open(tmp_path, durable=False) as store:
+        store.prepare("pod")
+        store.prepare("extract-layer")
+        store.view("empty")
+        before = {key: store.mounts(key) for key in ("pod", "extract-layer", "empty")}
+        for key in before:
+            directory = store.directory(key)
+            (directory / "sandbox.vhdx").unlink(missing_ok=True)
+            directory.rmdir()
+    with Snapshotter.open(tmp_path, durable=False) as store:
+        assert {key: store.mounts(key) for key in before} == before
+        assert check_consistent(store) == set(before)
+        store.remove("pod")

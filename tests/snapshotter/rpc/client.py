@@ -1,0 +1,111 @@
+"""A gRPC client as containerd's proxy is one: over a Unix socket, with decoded answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from snapshotter.rpc import messages
+from snapshotter.rpc.descriptors import Message, MessageClass
+
+NAMESPACE = (("containerd-namespace", "k8s.io"),)
+SNAPSHOTS = "containerd.services.snapshots.v1.Snapshots"
+
+
+class Client:
+    """One connection; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.channel = grpc.insecure_channel(
+            f"unix://{path}",
+            # Each client of a test has a connection of its own.
+            options=[("grpc.use_local_subchannel_pool", 1)],
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.channel.close()
+
+    def call(
+        self, method: str, request: Message, response: MessageClass, *, timeout: float = 20
+    ) -> Message:
+        """A method `Service/Method` that answers once."""
+        stub = self.channel.unary_unary(
+            f"/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=response.FromString,
+        )
+        answer: Message = stub(request, timeout=timeout, metadata=NAMESPACE, wait_for_ready=True)
+        return answer
+
+    def prepare(self, key: str, parent: str = "", **labels: str) -> list[Any]:
+        return self.create("Prepare", key, parent, labels)
+
+    def view(self, key: str, parent: str = "", **labels: str) -> list[Any]:
+        return self.create("View", key, parent, labels)
+
+    def create(self, kind: str, key: str, parent: str, labels: Mapping[str, str]) -> list[Any]:
+        request_class = {
+            "Prepare": messages.PrepareSnapshotRequest,
+            "View": messages.ViewSnapshotRequest,
+        }[kind]
+        request = request_class(snapshotter="lcow", key=key, parent=parent, labels=labels)
+        response = self.call(f"{SNAPSHOTS}/{kind}", request, messages.MountsResponse)
+        return list(response.mounts)
+
+    def mounts(self, key: str) -> list[Any]:
+        request = messages.MountsRequest(snapshotter="lcow", key=key)
+        return list(self.call(f"{SNAPSHOTS}/Mounts", request, messages.MountsResponse).mounts)
+
+    def commit(self, name: str, key: str, parent: str = "", **labels: str) -> None:
+        request = messages.CommitSnapshotRequest(name=name, key=key, labels=labels, parent=parent)
+        self.call(f"{SNAPSHOTS}/Commit", request, messages.Empty)
+
+    def remove(self, key: str) -> None:
+        request = messages.RemoveSnapshotRequest(key=key)
+        self.call(f"{SNAPSHOTS}/Remove", request, messages.Empty)
+
+    def stat(self, key: str) -> Message:
+        request = messages.StatSnapshotRequest(key=key)
+        info: Message = self.call(f"{SNAPSHOTS}/Stat", request, messages.StatSnapshotResponse).info
+        return info
+
+    def update(self, info: Mapping[str, object], *paths: str) -> Message:
+        request = messages.UpdateSnapshotRequest(info=info, update_mask={"paths": paths})
+        response = self.call(f"{SNAPSHOTS}/Update", request, messages.UpdateSnapshotResponse)
+        changed: Message = response.info
+        return changed
+
+    def batches(self, *filters: str) -> Iterator[Sequence[Any]]:
+        stub = self.channel.unary_stream(
+            f"/{SNAPSHOTS}/List",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=messages.ListSnapshotsResponse.FromString,
+        )
+        request = messages.ListSnapshotsRequest(snapshotter="lcow", filters=filters)
+        for response in stub(request, timeout=20, wait_for_ready=True):
+            yield response.info
+
+    def list(self, *filters: str) -> list[Any]:
+        return [info for batch in self.batches(*filters) for info in batch]
+
+    def names(self, *filters: str) -> list[str]:
+        return [info.name for info in self.list(*filters)]
+
+    def usage(self, key: str) -> tuple[int, int]:
+        request = messages.UsageRequest(key=key)
+        response = self.call(f"{SNAPSHOTS}/Usage", request, messages.UsageResponse)
+        return int(response.size), int(response.inodes)
+
+    def cleanup(self) -> None:
+        self.call(f"{SNAPSHOTS}/Cleanup", messages.CleanupRequest(), messages.Empty)
+
+    def health(self, service: str = "") -> int:
+        request = messages.HealthCheckRequest(service=service)
+        response = self.call("grpc.health.v1.Health/Check", request, messages.HealthCheckResponse)
+        return int(response.status)
