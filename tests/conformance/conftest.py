@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from harness.image.demo import ensure_demo_image
 from snapshotter import Snapshotter
 from snapshotter.linuxhost.snapshotter import LinuxHostSnapshotter
 from snapshotter.rpc.backend import Backend
@@ -15,15 +16,22 @@ from snapshotter.rpc.snapshots_v1 import SnapshotsService
 from tests.conformance.client import Contract, RemoteSnapshotter
 from tests.conformance.gobuild import CannotBuildError, GoPrograms, go_programs
 from tests.conformance.leaks import assert_nothing_left
+from tests.conformance.stack import missing_programs
 
 CONFIGURATIONS = ("library-lcow", "grpc-lcow", "library-linux-host", "grpc-linux-host")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.conformance)
+    if "conformance" in config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("long") and here in item.path.parents]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +55,21 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> GoPrograms:
             if "apt-get install" not in str(error):
                 raise
             pytest.skip(str(error))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, as_root: None) -> Iterator[Path]:
+    absent = missing_programs()
+    if absent is not None:
+        pytest.skip(absent)
+    (tmp_path / "mnt").mkdir()
+    yield tmp_path
+    assert_nothing_left(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def image() -> Path:
+    return ensure_demo_image()
 
 
 @pytest.fixture(params=CONFIGURATIONS)

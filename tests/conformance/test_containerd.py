@@ -13,34 +13,18 @@ from pathlib import Path
 import grpc
 import pytest
 
-from harness.image.demo import DEMO_NAME, ensure_demo_image
+from harness.image.demo import DEMO_NAME
 from snapshotter.ext4.reader import Ext4
 from snapshotter.mounts import LAYER_NAME
 from snapshotter.rpc import messages
 from snapshotter.rpc.descriptors import Message
 from snapshotter.vhd import FixedVhd
 from tests.conformance.client import RemoteSnapshotter
-from tests.conformance.leaks import assert_nothing_left
-from tests.conformance.stack import NAMESPACE, Stack, missing_programs
+from tests.conformance.stack import NAMESPACE, Stack
 from tests.conformance.trees import tree
 
 LAYERS = 3
 """Of the demo image."""
-
-
-@pytest.fixture
-def folder(tmp_path: Path, as_root: None) -> Iterator[Path]:
-    absent = missing_programs()
-    if absent is not None:
-        pytest.skip(absent)
-    (tmp_path / "mnt").mkdir()
-    yield tmp_path
-    assert_nothing_left(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def image() -> Path:
-    return ensure_demo_image()
 
 
 @contextlib.contextmanager
