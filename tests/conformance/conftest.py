@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,13 +59,16 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> GoPrograms:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, as_root: None) -> Iterator[Path]:
+def folder(as_root: None) -> Iterator[Path]:
+    """A folder with a short name, for a real containerd; nothing may stay mounted below it."""
     absent = missing_programs()
     if absent is not None:
         pytest.skip(absent)
-    (tmp_path / "mnt").mkdir()
-    yield tmp_path
-    assert_nothing_left(tmp_path)
+    # Not tmp_path: a Unix socket's path has room for 104 characters.
+    with tempfile.TemporaryDirectory(prefix="lcow-") as name:
+        (Path(name) / "mnt").mkdir()
+        yield Path(name)
+        assert_nothing_left(Path(name))
 
 
 @pytest.fixture(scope="session")
