@@ -66,9 +66,11 @@ def claimed(path: Path) -> Iterator[None]:
         raise UnavailableError(f"cannot lock {lock.lock_file}: {error.strerror}") from error
     try:
         _remove_stale(path)
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
-        path.unlink(missing_ok=True)
         lock.release()
 
 

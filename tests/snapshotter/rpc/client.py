@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,16 @@ SNAPSHOTS = "containerd.services.snapshots.v1.Snapshots"
 class Client:
     """One connection; a context manager."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wait: bool = True) -> None:
+        self._wait = wait  # for a server that is still to come
         self.channel = grpc.insecure_channel(
             f"unix://{path}",
             # Each client of a test has a connection of its own.
-            options=[("grpc.use_local_subchannel_pool", 1)],
+            options=[
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.initial_reconnect_backoff_ms", 20),
+                ("grpc.max_reconnect_backoff_ms", 50),
+            ],
         )
 
     def __enter__(self) -> Client:
@@ -40,7 +45,9 @@ class Client:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
         )
-        answer: Message = stub(request, timeout=timeout, metadata=NAMESPACE, wait_for_ready=True)
+        answer: Message = stub(
+            request, timeout=timeout, metadata=NAMESPACE, wait_for_ready=self._wait
+        )
         return answer
 
     def prepare(self, key: str, parent: str = "", **labels: str) -> list[Any]:
@@ -81,21 +88,21 @@ class Client:
         changed: Message = response.info
         return changed
 
-    def batches(self, *filters: str) -> Iterator[Sequence[Any]]:
+    def batches(self, *filters: str) -> Generator[Sequence[Any], None, None]:
         stub = self.channel.unary_stream(
             f"/{SNAPSHOTS}/List",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=messages.ListSnapshotsResponse.FromString,
         )
         request = messages.ListSnapshotsRequest(snapshotter="lcow", filters=filters)
-        for response in stub(request, timeout=20, wait_for_ready=True):
+        for response in stub(request, timeout=20, wait_for_ready=self._wait):
             yield response.info
 
-    def list(self, *filters: str) -> list[Any]:
+    def infos(self, *filters: str) -> list[Any]:
         return [info for batch in self.batches(*filters) for info in batch]
 
     def names(self, *filters: str) -> list[str]:
-        return [info.name for info in self.list(*filters)]
+        return [info.name for info in self.infos(*filters)]
 
     def usage(self, key: str) -> tuple[int, int]:
         request = messages.UsageRequest(key=key)

@@ -83,8 +83,8 @@ def test_a_snapshot_goes_through_its_whole_life(client: Client, store: Snapshott
         ("FAILED_PRECONDITION", "not active or view", lambda c: c.mounts("base")),
         ("INVALID_ARGUMENT", "not committed", lambda c: c.prepare("n", "a")),
         ("INVALID_ARGUMENT", "cannot update 'parent'", lambda c: c.update({"name": "a"}, "parent")),
-        ("INVALID_ARGUMENT", "filter", lambda c: c.list("name==")),
-        ("INVALID_ARGUMENT", "filter", lambda c: c.list("", "name==")),
+        ("INVALID_ARGUMENT", "filter", lambda c: c.infos("name==")),
+        ("INVALID_ARGUMENT", "filter", lambda c: c.infos("", "name==")),
         ("INVALID_ARGUMENT", "key is empty", lambda c: c.prepare("")),
         ("INVALID_ARGUMENT", "cannot change parent", lambda c: c.commit("n", "on-base", "other")),
     ],
@@ -105,7 +105,7 @@ def test_errors_have_the_code_that_containerd_knows_them_by(
 def test_a_closed_store_is_unavailable(client: Client, store: Snapshotter) -> None:
     store.close()
     assert failure(lambda: client.stat("a"))[0] == "UNAVAILABLE"
-    assert failure(client.list)[0] == "UNAVAILABLE"
+    assert failure(client.infos)[0] == "UNAVAILABLE"
 
 
 def test_a_text_too_long_for_the_trailers_keeps_its_code(client: Client) -> None:
@@ -226,7 +226,7 @@ def test_a_garbage_collection_lists_removes_and_cleans_up(
     layer(client, "base")
     layer(client, "top", "base")
     client.prepare("pod", "top")
-    infos = {info.name: info for info in client.list()}
+    infos = {info.name: info for info in client.infos()}
     parents = {info.parent for info in infos.values()}
     while infos:
         leaf = next(name for name in infos if name not in parents)
@@ -265,7 +265,7 @@ def test_a_caller_that_leaves_a_list_frees_the_store(client: Client, store: Snap
     with contextlib.closing(client.batches()) as batches:
         next(iter(batches))
     client.remove("v0")
-    assert len(client.list()) == 299
+    assert len(client.infos()) == 299
 
 
 def test_sixteen_clients_do_not_disturb_each_other(server: Path, store: Snapshotter) -> None:
