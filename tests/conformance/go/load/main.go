@@ -44,7 +44,7 @@ func run() error {
 	prefix := flag.String("prefix", "load", "how keys begin")
 	flag.Parse()
 	operations := map[string]func(context.Context, *work, int, int) error{
-		"chain": chain, "fill": fill, "list": list, "stat": stat,
+		"chain": chain, "fill": fill, "list": list,
 	}
 	operation, known := operations[flag.Arg(0)]
 	if !known {
@@ -138,11 +138,5 @@ func list(ctx context.Context, w *work, _, _ int) error {
 	if err == nil && seen == 0 {
 		return errors.New("the filters match nothing")
 	}
-	return err
-}
-
-// stat asks for one snapshot that fill has made.
-func stat(ctx context.Context, w *work, client, round int) error {
-	_, err := w.snapshotter.Stat(ctx, fmt.Sprintf("extract-%s-%d", w.prefix, round%w.count))
 	return err
 }
