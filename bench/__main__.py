@@ -13,13 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import front_door, service, storage
+from bench import containerd, front_door, service, storage
 from bench.measure import Comparison, Figure
 
 _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
     "storage": storage.run,
     "front_door": front_door.run,
     "service": service.run,
+    "containerd": containerd.run,
 }
 
 

@@ -110,7 +110,15 @@ def _open_lcow(root: Path, settings: ServiceConfig) -> Backend:
 
 
 def _open_linux_host(root: Path, settings: ServiceConfig) -> Backend:
-    raise UnimplementedError("mounts for a Linux host are not part of this version")
+    if sys.platform == "linux":
+        from snapshotter.linuxhost.snapshotter import LinuxHostSnapshotter
+
+        return LinuxHostSnapshotter.open(
+            root,
+            default_scratch_size=settings.default_scratch_size,
+            scratch_locations=settings.scratch_locations,
+        )
+    raise UnimplementedError("mounts for a Linux host: serve them on Linux")
 
 
 _BACKENDS: Final[Mapping[Mounts, Callable[[Path, ServiceConfig], Backend]]] = {
