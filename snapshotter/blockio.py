@@ -7,9 +7,11 @@ formatted disk of any size can be handed from the file-system code to an image w
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -147,6 +149,31 @@ class LocalBlockFile:
             os.fsync(self._descriptor)
         except OSError as error:
             raise UnavailableError(f"cannot flush {self.path}: {error.strerror}") from error
+
+    def data_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of the stretches that are not holes, ascending.
+
+        All of the file is one stretch where the file system knows no holes.
+        """
+        position, end = 0, self.size
+        while position < end:
+            start, stop = self._next_data(position, end)
+            if start < stop:
+                yield start, stop - start
+            position = stop
+
+    def _next_data(self, position: int, end: int) -> tuple[int, int]:
+        if sys.platform != "linux":  # NTFS tells by FSCTL_QUERY_ALLOCATED_RANGES alone
+            return position, end
+        try:
+            start = os.lseek(self._descriptor, position, os.SEEK_DATA)
+            return min(start, end), min(os.lseek(self._descriptor, start, os.SEEK_HOLE), end)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return end, end
+            if error.errno in (errno.EINVAL, errno.ENOTSUP):
+                return position, end
+            raise UnavailableError(f"cannot read {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
