@@ -1,0 +1,112 @@
+"""A disk file of any kind, open for reading: raw, VHDX (with its parents), or fixed VHD."""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Protocol, Self
+
+from snapshotter.blockio import BlockReader, LocalBlockFile
+from snapshotter.errors import InvalidArgumentError
+from snapshotter.vhd import FOOTER_SIZE, FixedVhd
+from snapshotter.vhdx import VhdxDisk
+
+_VHDX_SIGNATURE: Final = b"vhdxfile"
+_VHD_COOKIE: Final = b"conectix"
+
+
+class DiskFormat(enum.StrEnum):
+    """How a file holds a disk."""
+
+    RAW = "raw"
+    VHDX = "vhdx"
+    VHD = "vhd"
+
+    @classmethod
+    def of_name(cls, path: str | os.PathLike[str]) -> Self:
+        """Return the format that a file name stands for; raw unless its suffix says otherwise."""
+        suffix = Path(path).suffix.lower()
+        return cls({".vhdx": "vhdx", ".avhdx": "vhdx", ".vhd": "vhd"}.get(suffix, "raw"))
+
+
+class SparseDisk(BlockReader, Protocol):
+    """A disk that knows where it may have data."""
+
+    def allocated_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) in ascending order; everything between reads as zeros."""
+        ...
+
+
+class RawDisk:
+    """The bytes of a file are the disk."""
+
+    def __init__(self, file: LocalBlockFile) -> None:
+        self._file = file
+        self.size = file.size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`; fewer only where the end is reached."""
+        if offset < 0 or length < 0:
+            raise InvalidArgumentError(f"cannot read {length} bytes at {offset}")
+        return self._file.read_at(offset, max(0, min(length, self.size - offset)))
+
+    def allocated_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of what is not a hole, ascending."""
+        for offset, length in self._file.data_ranges():
+            if offset < self.size:
+                yield offset, min(length, self.size - offset)
+
+
+class _VhdDisk:
+    """A fixed VHD with the holes of its file."""
+
+    def __init__(self, file: LocalBlockFile) -> None:
+        self._disk = FixedVhd.load(file)
+        self._file = file
+        self.size = self._disk.size
+        self.read_at = self._disk.read_at
+
+    def allocated_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of what is not a hole, ascending."""
+        for offset, length in self._file.data_ranges():
+            if offset < self.size:
+                yield offset, min(length, self.size - offset)
+
+
+def detect_format(file: BlockReader) -> DiskFormat:
+    """Return the format that a file's own bytes show; raw where they show none.
+
+    A raw disk's content can imitate any other format: whoever handles disks that others wrote
+    says what format they have instead.
+    """
+    if file.read_at(0, len(_VHDX_SIGNATURE)) == _VHDX_SIGNATURE:
+        return DiskFormat.VHDX
+    footer = max(0, file.size - FOOTER_SIZE)
+    if file.read_at(footer, len(_VHD_COOKIE)) == _VHD_COOKIE:
+        return DiskFormat.VHD
+    return DiskFormat.RAW
+
+
+@contextmanager
+def open_disk(
+    path: str | os.PathLike[str], *, disk_format: DiskFormat | None = None
+) -> Iterator[SparseDisk]:
+    """Give the disk in the file at `path`, of the format that it shows unless one is named.
+
+    The file is not changed: a VHDX with a dirty log is replayed in memory, a differencing one is
+    read together with its parents.
+
+    Raises VhdxError, VhdError, UnavailableError, FileNotFoundError.
+    """
+    with LocalBlockFile.open(path) as file:
+        found = disk_format or detect_format(file)
+        if found is DiskFormat.RAW:
+            yield RawDisk(file)
+        elif found is DiskFormat.VHD:
+            yield _VhdDisk(file)
+        else:
+            with VhdxDisk.open(path) as disk:
+                yield disk
