@@ -18,7 +18,8 @@ from typing import Final, Protocol
 import numpy as np
 
 from snapshotter.blockio import BlockFile, DiskContent
-from snapshotter.diskfile import DiskFormat, SparseDisk, open_disk
+from snapshotter.diskfile import SparseDisk, open_disk
+from snapshotter.diskformat import DiskFormat
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.units import KIB, MIB
 from snapshotter.vhd import fixed_footer
@@ -220,15 +221,14 @@ def data_runs(part: bytes) -> list[tuple[int, int]]:
     """
     pages = len(part) // _PAGE
     words = np.frombuffer(part, dtype=np.uint64, count=pages * _PAGE_WORDS)
-    table = words.reshape(pages, _PAGE_WORDS)
-    holds = table[:, 0] != 0
-    unsure = np.flatnonzero(~holds)
-    if len(unsure):
-        holds[unsure] = table[unsure].any(axis=1) if len(unsure) < pages else table.any(axis=1)
+    holds = words[::_PAGE_WORDS] != 0
     rest = part[pages * _PAGE :]
+    if not rest and holds.all():
+        return [(0, len(part))] if part else []
+    table = words.reshape(pages, _PAGE_WORDS)
+    unsure = np.flatnonzero(~holds)
+    holds[unsure] = (table[unsure] if len(unsure) < pages else table).any(axis=1)
     if rest:
         holds = np.append(holds, any(rest))
-    if holds.all():
-        return [(0, len(part))] if part else []
     edges = np.flatnonzero(np.diff(holds, prepend=False, append=False)) * _PAGE
     return [(start, min(end, len(part)) - start) for start, end in edges.reshape(-1, 2).tolist()]

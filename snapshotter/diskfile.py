@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import enum
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Protocol
 
 from snapshotter.blockio import BlockReader, LocalBlockFile
+from snapshotter.diskformat import DiskFormat
 from snapshotter.errors import InvalidArgumentError
-from snapshotter.vhd import FOOTER_SIZE, FixedVhd
+from snapshotter.vhd import FixedVhd
 from snapshotter.vhdx import VhdxDisk
-
-_VHDX_SIGNATURE: Final = b"vhdxfile"
-_VHD_COOKIE: Final = b"conectix"
-
-
-class DiskFormat(enum.StrEnum):
-    """How a file holds a disk."""
-
-    RAW = "raw"
-    VHDX = "vhdx"
-    VHD = "vhd"
-
-    @classmethod
-    def of_name(cls, path: str | os.PathLike[str]) -> Self:
-        """Return the format that a file name stands for; raw unless its suffix says otherwise."""
-        suffix = Path(path).suffix.lower()
-        return cls({".vhdx": "vhdx", ".avhdx": "vhdx", ".vhd": "vhd"}.get(suffix, "raw"))
 
 
 class SparseDisk(BlockReader, Protocol):
@@ -76,20 +58,6 @@ class _VhdDisk:
                 yield offset, min(length, self.size - offset)
 
 
-def detect_format(file: BlockReader) -> DiskFormat:
-    """Return the format that a file's own bytes show; raw where they show none.
-
-    A raw disk's content can imitate any other format: whoever handles disks that others wrote
-    says what format they have instead.
-    """
-    if file.read_at(0, len(_VHDX_SIGNATURE)) == _VHDX_SIGNATURE:
-        return DiskFormat.VHDX
-    footer = max(0, file.size - FOOTER_SIZE)
-    if file.read_at(footer, len(_VHD_COOKIE)) == _VHD_COOKIE:
-        return DiskFormat.VHD
-    return DiskFormat.RAW
-
-
 @contextmanager
 def open_disk(
     path: str | os.PathLike[str], *, disk_format: DiskFormat | None = None
@@ -102,7 +70,7 @@ def open_disk(
     Raises VhdxError, VhdError, UnavailableError, FileNotFoundError.
     """
     with LocalBlockFile.open(path) as file:
-        found = disk_format or detect_format(file)
+        found = disk_format or DiskFormat.detect(file)
         if found is DiskFormat.RAW:
             yield RawDisk(file)
         elif found is DiskFormat.VHD:
