@@ -1,0 +1,100 @@
+"""The block allocation table of an open file, [MS-VHDX] 2.5."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from snapshotter.blockio import BlockReader
+from snapshotter.errors import VhdxCorruptError
+from snapshotter.units import MIB
+from snapshotter.vhdx.bat import ENTRY_SIZE, BatGeometry, PayloadState
+from snapshotter.vhdx.pages import PAGE_SIZE, MetadataPages
+
+STATE_MASK: Final = 0x7
+OFFSET_SHIFT: Final = 20
+
+_ENTRY = struct.Struct("<Q")
+_PAGE_ENTRIES = PAGE_SIZE // ENTRY_SIZE
+_SCAN_SIZE = MIB
+_FULLY_PRESENT = int(PayloadState.FULLY_PRESENT)  # comparing plain integers is faster
+
+Words = npt.NDArray[np.uint64]
+
+
+class BatTable:
+    """The table at `offset` of `file`; changes go to `pages` and from there to the log."""
+
+    def __init__(
+        self,
+        file: BlockReader,
+        offset: int,
+        geometry: BatGeometry,
+        *,
+        pages: MetadataPages | None = None,
+    ) -> None:
+        self._file = file
+        self.offset = offset
+        self.geometry = geometry
+        self._pages = pages or MetadataPages(file)
+        self._cached = self._pages.pages
+        self._chunk_ratio = geometry.chunk_ratio
+        self._first_page = offset // PAGE_SIZE
+
+    def place(self, block: int) -> int:
+        """Return the file offset of a payload block, -1 where it is not FULLY_PRESENT.
+
+        In a disk without a parent those read as zeros: NOT_PRESENT, UNDEFINED and UNMAPPED may
+        read as anything, zeros it is, as from every other reader.
+        """
+        number, within = divmod(block + block // self._chunk_ratio, _PAGE_ENTRIES)
+        number += self._first_page
+        page = self._cached.get(number)
+        if page is None:
+            page = self._pages.load(number)
+        word: int = _ENTRY.unpack_from(page, within * ENTRY_SIZE)[0]
+        if word & STATE_MASK != _FULLY_PRESENT:
+            return -1
+        return word >> OFFSET_SHIFT << OFFSET_SHIFT
+
+    def entry(self, index: int) -> tuple[int, int]:
+        """Return the (state, file offset) of the entry at `index`."""
+        raw = self._pages.read(self.offset + index * ENTRY_SIZE, ENTRY_SIZE)
+        word: int = _ENTRY.unpack(raw)[0]
+        return word & STATE_MASK, word >> OFFSET_SHIFT << OFFSET_SHIFT
+
+    def set_entry(self, index: int, state: int, file_offset: int = 0) -> None:
+        """Change the entry at `index`; `file_offset` is a multiple of 1 MiB."""
+        self._pages.write(self.offset + index * ENTRY_SIZE, _ENTRY.pack(file_offset | state))
+
+    def scan(self) -> Iterator[tuple[int, Words]]:
+        """Yield (index of the first entry, entries) over the whole table, 1 MiB at a time."""
+        total = self.geometry.entries
+        for first in range(0, total, _SCAN_SIZE // ENTRY_SIZE):
+            length = min(_SCAN_SIZE, (total - first) * ENTRY_SIZE)
+            at = self.offset + first * ENTRY_SIZE
+            raw = self._file.read_at(at, length)
+            if len(raw) < length:
+                raise VhdxCorruptError("BAT", "the file ends inside", section="2.5", offset=at)
+            yield first, np.frombuffer(self._pages.lay_over(at, raw), dtype="<u8")
+
+    def payload_words(self) -> Iterator[tuple[int, Words]]:
+        """Yield (first payload block, their entries) over the whole disk, bitmaps left out."""
+        blocks = self.geometry.payload_blocks
+        for first, words in self.scan():
+            payload = words[~self.is_bitmap(first, len(words))]
+            block = first - first // (self._chunk_ratio + 1)
+            payload = payload[: max(0, blocks - block)]
+            if len(payload):
+                yield block, payload
+
+    def is_bitmap(self, first: int, count: int) -> npt.NDArray[np.bool_]:
+        """Return which of the `count` entries from `first` are those of sector bitmap blocks."""
+        ratio = self._chunk_ratio
+        indices = np.arange(first, first + count, dtype=np.int64)
+        is_bitmap: npt.NDArray[np.bool_] = indices % (ratio + 1) == ratio
+        return is_bitmap
