@@ -79,6 +79,27 @@ else:
     _pread, _pwrite = os.pread, os.pwrite
 
 
+if sys.platform == "linux":
+
+    def _next_data(descriptor: int, position: int, end: int) -> tuple[int, int]:
+        """Return (start, end) of the first stretch from `position` that is not a hole."""
+        try:
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
+            return min(start, end), min(os.lseek(descriptor, start, os.SEEK_HOLE), end)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return end, end
+            if error.errno in (errno.EINVAL, errno.ENOTSUP):  # a file system without holes
+                return position, end
+            raise
+
+else:
+
+    def _next_data(descriptor: int, position: int, end: int) -> tuple[int, int]:
+        """Return all of it: other systems tell by calls of their own."""
+        return position, end
+
+
 class LocalBlockFile:
     """A regular file on this host as a `BlockFile`; a context manager."""
 
@@ -150,6 +171,10 @@ class LocalBlockFile:
         except OSError as error:
             raise UnavailableError(f"cannot flush {self.path}: {error.strerror}") from error
 
+    def fileno(self) -> int:
+        """Return the descriptor, for calls that no method here makes."""
+        return self._descriptor
+
     def data_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, length) of the stretches that are not holes, ascending.
 
@@ -163,16 +188,9 @@ class LocalBlockFile:
             position = stop
 
     def _next_data(self, position: int, end: int) -> tuple[int, int]:
-        if sys.platform != "linux":  # NTFS tells by FSCTL_QUERY_ALLOCATED_RANGES alone
-            return position, end
         try:
-            start = os.lseek(self._descriptor, position, os.SEEK_DATA)
-            return min(start, end), min(os.lseek(self._descriptor, start, os.SEEK_HOLE), end)
+            return _next_data(self._descriptor, position, end)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                return end, end
-            if error.errno in (errno.EINVAL, errno.ENOTSUP):
-                return position, end
             raise UnavailableError(f"cannot read {self.path}: {error.strerror}") from error
 
     def close(self) -> None:

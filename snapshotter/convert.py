@@ -21,6 +21,7 @@ from snapshotter.blockio import BlockFile, DiskContent
 from snapshotter.diskfile import SparseDisk, open_disk
 from snapshotter.diskformat import DiskFormat
 from snapshotter.errors import InvalidArgumentError
+from snapshotter.reservation import ReservingWriter
 from snapshotter.units import KIB, MIB
 from snapshotter.vhd import fixed_footer
 from snapshotter.vhdx.bat import ENTRY_SIZE, BatBuilder, BatGeometry
@@ -34,6 +35,7 @@ Progress = Callable[[int, int], None]
 _STEP: Final = 256 * KIB
 _PAGE: Final = 4 * KIB
 _PAGE_WORDS: Final = _PAGE // 8
+_SMALL_GAP: Final = 32 * KIB
 _SECTOR: Final = 512
 
 
@@ -115,7 +117,8 @@ def write_disk(
     else:
         layout = _FlatTarget(b"")
     with staged_file(target, durable=durable, overwrite=overwrite) as file:
-        stored = _copy(disk, file, layout, progress)
+        with ReservingWriter(file) as writer:
+            stored = _copy(disk, writer, layout, progress)
         layout.finish(file, size)
         return Conversion(Path(target), target_format, size, file.size, stored)
 
@@ -189,7 +192,9 @@ class _VhdxTarget:
             file.write_at(offset, data)
 
 
-def _copy(disk: SparseDisk, file: BlockFile, target: _Target, progress: Progress | None) -> int:
+def _copy(
+    disk: SparseDisk, file: ReservingWriter, target: _Target, progress: Progress | None
+) -> int:
     """Copy what is not zero, and return how many bytes that were."""
     stored = 0
     size = disk.size
@@ -217,7 +222,8 @@ def _copy(disk: SparseDisk, file: BlockFile, target: _Target, progress: Progress
 def data_runs(part: bytes) -> list[tuple[int, int]]:
     """Return (offset, length) of the runs of pages of 4 KiB in `part` that are not all zeros.
 
-    A page whose first word is not zero needs no further look: data costs next to nothing.
+    Gaps below 32 KiB count as data: a file in many small parts costs more than it saves. A page
+    whose first word is not zero needs no further look: data costs next to nothing.
     """
     pages = len(part) // _PAGE
     words = np.frombuffer(part, dtype=np.uint64, count=pages * _PAGE_WORDS)
@@ -231,4 +237,9 @@ def data_runs(part: bytes) -> list[tuple[int, int]]:
     if rest:
         holds = np.append(holds, any(rest))
     edges = np.flatnonzero(np.diff(holds, prepend=False, append=False)) * _PAGE
-    return [(start, min(end, len(part)) - start) for start, end in edges.reshape(-1, 2).tolist()]
+    runs: list[tuple[int, int]] = []
+    for start, end in edges.reshape(-1, 2).tolist():
+        if runs and start - sum(runs[-1]) < _SMALL_GAP:
+            start = runs.pop()[0]
+        runs.append((start, min(end, len(part)) - start))
+    return runs
