@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Protocol, Self, cast
 
-from snapshotter.blockio.lock import lock_for_writing
+from snapshotter.blockio import lock
 from snapshotter.errors import UnavailableError
 from snapshotter.units import MIB
 
@@ -50,7 +50,7 @@ class PosixBlockFile:
             raise UnavailableError(f"cannot open {target}: {error.strerror}") from error
         if writable:
             try:
-                lock_for_writing(descriptor, target)
+                lock.lock_for_writing(descriptor, target)
             except BaseException:
                 os.close(descriptor)
                 raise
