@@ -11,7 +11,7 @@ from snapshotter.blockio import BlockReader, LocalBlockFile
 from snapshotter.diskformat import DiskFormat
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.vhd import FixedVhd
-from snapshotter.vhdx import VhdxDisk
+from snapshotter.vhdx import open_chain
 
 
 class SparseDisk(BlockReader, Protocol):
@@ -76,5 +76,5 @@ def open_disk(
         elif found is DiskFormat.VHD:
             yield _VhdDisk(file)
         else:
-            with VhdxDisk.open(path) as disk:
+            with open_chain(path) as disk:
                 yield disk

@@ -7,16 +7,12 @@ as without.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from typing import Final, Self
 
 from snapshotter.blockio import LocalBlockFile
 from snapshotter.units import MIB
 
 _WINDOW: Final = 16 * MIB
-_KEEP_SIZE: Final = 1  # linux/falloc.h
-_PUNCH_HOLE: Final = 2
 
 
 class ReservingWriter:
@@ -34,8 +30,9 @@ class ReservingWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._give_back(self._reserved)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._give_back(self._reserved)
 
     def write_at(self, offset: int, data: memoryview) -> None:
         """Write all of `data`, which starts where the last write ended or behind.
@@ -48,7 +45,7 @@ class ReservingWriter:
         if end > self._reserved and self._reserves:
             start = max(offset, self._reserved)
             # No room ahead, or none of this file system's business: the write itself will tell.
-            self._reserves = _fallocate(self._file, 0, start, max(_WINDOW, end - start))
+            self._reserves = self._file.reserve(start, max(_WINDOW, end - start))
             if self._reserves:
                 self._reserved = start + max(_WINDOW, end - start)
         self._file.write_at(offset, data)
@@ -56,18 +53,4 @@ class ReservingWriter:
 
     def _give_back(self, end: int) -> None:
         if end > self._written:
-            _fallocate(self._file, _PUNCH_HOLE | _KEEP_SIZE, self._written, end - self._written)
-
-
-if sys.platform == "linux":
-    _libc = ctypes.CDLL(None, use_errno=True)
-    _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
-    def _fallocate(file: LocalBlockFile, mode: int, offset: int, length: int) -> bool:
-        """Return whether fallocate(2) worked: os.posix_fallocate writes zeros where it cannot."""
-        return int(_libc.fallocate(file.fileno(), mode, offset, length)) == 0
-
-else:
-
-    def _fallocate(file: LocalBlockFile, mode: int, offset: int, length: int) -> bool:
-        return False
+            self._file.write_zeros(self._written, end - self._written)

@@ -8,15 +8,20 @@ from snapshotter.vhdx.create import (
     layout_vhdx,
 )
 from snapshotter.vhdx.disk import VhdxDisk, VhdxInfo
+from snapshotter.vhdx.parent import DiskChain, create_child, open_chain, resolve_chain
 from snapshotter.vhdx.publish import write_content
 
 __all__ = [
+    "DiskChain",
     "VhdxDisk",
     "VhdxIdentity",
     "VhdxInfo",
     "VhdxLayout",
+    "create_child",
     "create_vhdx",
     "emit_vhdx",
     "layout_vhdx",
+    "open_chain",
+    "resolve_chain",
     "write_content",
 ]

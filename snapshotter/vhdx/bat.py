@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from snapshotter.units import KIB
 
 ENTRY_SIZE: Final = 8
@@ -86,6 +88,21 @@ class BatBuilder:
     def set_present(self, block: int, file_offset: int) -> None:
         """Place a payload block at `file_offset`, a multiple of 1 MiB."""
         self._fill(self._geometry.index(block), 1, PayloadState.FULLY_PRESENT | file_offset)
+
+    def set_run(self, first_block: int, count: int, file_offset: int) -> None:
+        """Place `count` payload blocks one behind the other from `file_offset`."""
+        ratio, block_size = self._geometry.chunk_ratio, self._geometry.block_size
+        while count:
+            number, within = divmod(self._geometry.index(first_block), _PAGE_ENTRIES)
+            to_bitmap = ratio - first_block % ratio
+            fits = min(count, to_bitmap, _PAGE_ENTRIES - within)
+            page = self._pages.setdefault(number, bytearray(_PAGE_SIZE))
+            places = np.arange(fits, dtype=np.uint64) * np.uint64(block_size)
+            words = (places + np.uint64(file_offset)) | np.uint64(PayloadState.FULLY_PRESENT)
+            start = within * ENTRY_SIZE
+            page[start : start + fits * ENTRY_SIZE] = words.astype("<u8").tobytes()
+            first_block, count = first_block + fits, count - fits
+            file_offset += fits * block_size
 
     def set_zero(self, first_block: int, end_block: int) -> None:
         """Make the payload blocks from `first_block` to before `end_block` read as zeros."""

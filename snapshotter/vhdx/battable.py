@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 import numpy as np
@@ -70,6 +70,20 @@ class BatTable:
     def set_entry(self, index: int, state: int, file_offset: int = 0) -> None:
         """Change the entry at `index`; `file_offset` is a multiple of 1 MiB."""
         self._pages.write(self.offset + index * ENTRY_SIZE, _ENTRY.pack(file_offset | state))
+
+    def find(self, first: int, end: int, *, but: Collection[int]) -> Iterator[int]:
+        """Yield the payload blocks from `first` to before `end` in other states than `but`.
+
+        The table may be changed meanwhile, at the block just yielded.
+        """
+        skipped = np.array(sorted(but), dtype=np.uint64)
+        while first < end:
+            count = min(end - first, self._chunk_ratio - first % self._chunk_ratio, _PAGE_ENTRIES)
+            at = self.offset + self.geometry.index(first) * ENTRY_SIZE
+            raw = self._pages.lay_over(at, self._file.read_at(at, count * ENTRY_SIZE))
+            states = np.frombuffer(raw, dtype="<u8") & np.uint64(STATE_MASK)
+            yield from (np.flatnonzero(~np.isin(states, skipped)) + first).tolist()
+            first += count
 
     def scan(self) -> Iterator[tuple[int, Words]]:
         """Yield (index of the first entry, entries) over the whole table, 1 MiB at a time."""

@@ -7,6 +7,7 @@ memory; opened for writing the log is replayed on disk first.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,14 +16,24 @@ from uuid import UUID
 
 import numpy as np
 
-from snapshotter.blockio import BlockReader, LocalBlockFile
-from snapshotter.errors import InvalidArgumentError, VhdxCorruptError, VhdxUnsupportedError
+from snapshotter.blockio import BlockFile, BlockReader, LocalBlockFile
+from snapshotter.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    StorageError,
+    UnavailableError,
+    VhdxCorruptError,
+    VhdxUnsupportedError,
+)
 from snapshotter.vhdx.bat import PayloadState
 from snapshotter.vhdx.batcheck import BatCheck, BatUse
 from snapshotter.vhdx.battable import BatTable
 from snapshotter.vhdx.pages import MetadataPages
 from snapshotter.vhdx.sectorbitmap import SectorBitmaps
+from snapshotter.vhdx.session import WriteSession
+from snapshotter.vhdx.space import FileSpace
 from snapshotter.vhdx.structures import Structures, read_structures
+from snapshotter.vhdx.writer import VhdxWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +117,30 @@ class VhdxDisk:
         self._size = info.size
         self._block_size = info.block_size
         self._parent = parent
+        self._writer: VhdxWriter | None = None
         self._owned: LocalBlockFile | None = None
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, parent: BlockReader | None = None) -> Self:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        writable: bool = False,
+        parent: BlockReader | None = None,
+    ) -> Self:
         """Open the VHDX file at `path`; closing the disk closes it, but not the `parent`.
 
-        Raises VhdxCorruptError, VhdxUnsupportedError, UnavailableError, FileNotFoundError.
+        With `writable` nobody else can, and a dirty log is replayed on disk.
+
+        Raises VhdxCorruptError, VhdxUnsupportedError, UnavailableError, FileNotFoundError,
+        FailedPreconditionError where the file is open for writing already.
         """
-        file = LocalBlockFile.open(path)
+        file = LocalBlockFile.open(path, writable=writable)
         try:
-            disk = cls.load(file, parent=parent)
+            if writable:
+                disk = cls.load_writable(file, parent=parent)
+            else:
+                disk = cls.load(file, parent=parent)
         except BaseException:
             file.close()
             raise
@@ -138,16 +162,59 @@ class VhdxDisk:
         info = VhdxInfo.of(found, check.require(), file_size=file.size)
         return cls(found.file, info, table, SectorBitmaps(table, pages), parent=parent)
 
+    @classmethod
+    def load_writable(cls, file: BlockFile, *, parent: BlockReader | None = None) -> Self:
+        """Return the disk in `file` to read and write; raises as `load`.
+
+        Everything is checked before the first byte is changed, and a dirty log is replayed on
+        disk. The caller sees to it that nobody else writes to `file`.
+        """
+        found = read_structures(file)
+        require_parent(found, parent)
+        checked = BatTable(found.file, found.bat_region.offset, found.geometry)
+        check = BatCheck(checked, file_size=found.file.size, structures=found.extents)
+        use = check.require()
+        session = WriteSession.start(file, found)
+        pages = MetadataPages(file)
+        table = BatTable(file, found.bat_region.offset, found.geometry, pages=pages)
+        bitmaps = SectorBitmaps(table, pages)
+        info = VhdxInfo.of(found, use, file_size=file.size)
+        disk = cls(file, info, table, bitmaps, parent=parent)
+        disk._writer = VhdxWriter(
+            file,
+            found,
+            table,
+            bitmaps,
+            pages,
+            space=FileSpace(use, found.extents, block_size=info.block_size),
+            session=session,
+            disk=disk,
+        )
+        return disk
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(StorageError, UnavailableError):  # the first error says more
+            self.close()
 
     def close(self) -> None:
-        """Close the file that `open` opened; a second call does nothing."""
-        if self._owned is not None:
-            self._owned.close()
+        """Make every change durable, leave no log to replay, and close the file `open` opened.
+
+        A second call does nothing. Raises UnavailableError; the file is closed then too, and its
+        log is replayed at the next open.
+        """
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        finally:
+            if self._owned is not None:
+                self._owned.close()
 
     @property
     def size(self) -> int:
@@ -186,6 +253,40 @@ class VhdxDisk:
             bytes(count) if place < 0 else self._read_file(place, count)
             for place, count in self._runs(offset, length)
         )
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data` at `offset` of the disk; it is durable after `flush` or `close`.
+
+        Raises InvalidArgumentError where that is not on the disk, FailedPreconditionError for a
+        disk opened for reading, UnavailableError.
+        """
+        view = memoryview(data).cast("B")
+        self._writable(offset, len(view)).write(offset, view)
+
+    def trim(self, offset: int, length: int) -> None:
+        """Make `length` bytes from `offset` read as zeros; whole blocks give their room back.
+
+        Not in a fixed disk: its blocks stay where they are. Raises as `write_at`.
+        """
+        self._writable(offset, length).trim(offset, length)
+
+    def flush(self) -> None:
+        """Return only when everything written so far would survive a power cut.
+
+        Raises FailedPreconditionError for a disk opened for reading, UnavailableError.
+        """
+        self._writable(0, 0).flush()
+
+    def _writable(self, offset: int, length: int) -> VhdxWriter:
+        if self._writer is None:
+            raise FailedPreconditionError(
+                "the disk is open for reading alone; open it with writable=True"
+            )
+        if offset < 0 or length < 0 or offset + length > self._size:
+            raise InvalidArgumentError(
+                f"{length} bytes at {offset} are not on a disk of {self._size} bytes"
+            )
+        return self._writer
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """Yield (file offset or -1, length) of a stretch of the disk, neighbours joined."""

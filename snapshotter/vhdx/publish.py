@@ -12,7 +12,6 @@ from pathlib import Path
 from snapshotter.blockio import DiskContent, LocalBlockFile
 from snapshotter.errors import AlreadyExistsError, UnavailableError
 
-_BINARY: int = getattr(os, "O_BINARY", 0)
 _CLOSE_ON_EXEC: int = getattr(os, "O_CLOEXEC", 0)
 
 
@@ -51,9 +50,9 @@ def staged_file(
         raise AlreadyExistsError(f"{target} exists already; remove it or choose another name")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
-        # Errors name the file that the caller asked for, not the temporary one.
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _CLOSE_ON_EXEC
-        file = LocalBlockFile(os.open(temporary, flags, 0o644), target)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o644))
+        file = LocalBlockFile.open(temporary, writable=True)
+        file.path = target  # errors name the file that the caller asked for
         try:
             yield file
             if durable:

@@ -54,6 +54,16 @@ class MemoryFile:
             page[within : within + count] = view[:count]
             offset, view = offset + count, view[count:]
 
+    def write_zeros(self, offset: int, length: int) -> None:
+        assert offset + length <= self._size
+        while length:
+            count = min(PAGE - offset % PAGE, length)
+            if count == PAGE:
+                self._pages.pop(offset // PAGE, None)
+            elif offset // PAGE in self._pages:
+                self.write_at(offset, bytes(count))
+            offset, length = offset + count, length - count
+
     def truncate(self, size: int) -> None:
         for number in [number for number in self._pages if number * PAGE >= size]:
             del self._pages[number]
