@@ -8,6 +8,7 @@ from snapshotter.vhdx.create import (
     layout_vhdx,
 )
 from snapshotter.vhdx.disk import VhdxDisk, VhdxInfo
+from snapshotter.vhdx.merge import merge_child
 from snapshotter.vhdx.parent import DiskChain, create_child, open_chain, resolve_chain
 from snapshotter.vhdx.publish import write_content
 
@@ -21,6 +22,7 @@ __all__ = [
     "create_vhdx",
     "emit_vhdx",
     "layout_vhdx",
+    "merge_child",
     "open_chain",
     "resolve_chain",
     "write_content",

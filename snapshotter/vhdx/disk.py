@@ -254,6 +254,14 @@ class VhdxDisk:
             for place, count in self._runs(offset, length)
         )
 
+    def announce(self, data_write_guid: UUID) -> None:
+        """Give the file this DataWriteGuid, durably, before its data changes for the first time.
+
+        For those who must know it in advance; else the first change makes one up. Raises
+        FailedPreconditionError for a disk opened for reading, UnavailableError.
+        """
+        self._writable(0, 0).announce(data_write_guid)
+
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `offset` of the disk; it is durable after `flush` or `close`.
 

@@ -80,18 +80,19 @@ class WriteSession:
                 session._replay(found.sequence)
         return session
 
-    def begin(self, *, data_changes: bool = True) -> None:
+    def begin(self, *, data_changes: bool = True, data_write_guid: uuid.UUID | None = None) -> None:
         """Make sure that the headers announce a change, before it is made.
 
         They get a new FileWriteGuid and a LogGuid once, and with `data_changes` (what a reader of
-        the disk can see) a new DataWriteGuid once. Raises UnavailableError.
+        the disk can see) a new DataWriteGuid once: `data_write_guid`, where one is given with the
+        first change. Raises UnavailableError.
         """
         if self._state is _State.LOGGED and (self._data_announced or not data_changes):
             return
         with self.guard():
             header = self._header
             if data_changes and not self._data_announced:
-                header = replace(header, data_write_guid=uuid.uuid4())
+                header = replace(header, data_write_guid=data_write_guid or uuid.uuid4())
             if self._state is _State.CLEAN:
                 log_guid = uuid.uuid4()
                 self._ring = LogRing(

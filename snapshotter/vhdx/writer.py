@@ -9,6 +9,7 @@ never split over two log entries.
 from __future__ import annotations
 
 from typing import Final
+from uuid import UUID
 
 from snapshotter.blockio import BlockFile, BlockReader
 from snapshotter.units import MIB
@@ -54,6 +55,10 @@ class VhdxWriter:
         self._session = session
         self._disk = disk
         self._freed: list[tuple[int, int]] = []
+
+    def announce(self, data_write_guid: UUID) -> None:
+        """Make the file's headers say that its data changes, before the first change."""
+        self._session.begin(data_write_guid=data_write_guid)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write `data`, all of it on the disk, at `offset`."""
