@@ -24,6 +24,11 @@ class MemoryFile:
             file.write_at(offset, data)
         return file
 
+    def become(self, other: MemoryFile) -> None:
+        """Take the content of another file."""
+        self._pages = {number: bytearray(page) for number, page in other._pages.items()}
+        self._size = other._size
+
     @property
     def size(self) -> int:
         return self._size
