@@ -255,7 +255,7 @@ def test_a_merge_may_be_cut_off_twice(tmp_path: Path) -> None:
     with VhdxDisk.load_writable(first.base) as parent:
         merge_file(first.child, parent, name="child")
     chance = random.Random(7)
-    second = Timeline(*first.cut(len(first.moments) // 2, chance))
+    second = Timeline(*first.cut(len(first.moments) - 4, chance))
     with VhdxDisk.load_writable(second.base) as parent:
         merge_file(second.child, parent, name="child")
     for moment in range(len(second.moments)):
