@@ -20,12 +20,12 @@ import numpy as np
 from snapshotter.blockio import BlockFile, DiskContent
 from snapshotter.diskfile import SparseDisk, open_disk
 from snapshotter.diskformat import DiskFormat
-from snapshotter.errors import InvalidArgumentError
+from snapshotter.errors import InvalidArgumentError, UnavailableError
 from snapshotter.reservation import ReservingWriter
 from snapshotter.units import KIB, MIB
 from snapshotter.vhd import fixed_footer
 from snapshotter.vhdx.bat import ENTRY_SIZE, BatBuilder, BatGeometry
-from snapshotter.vhdx.create import VhdxIdentity, layout_vhdx
+from snapshotter.vhdx.create import VhdxIdentity, VhdxLayout, layout_vhdx
 from snapshotter.vhdx.format import ALIGNMENT
 from snapshotter.vhdx.publish import staged_file
 
@@ -111,7 +111,7 @@ def write_disk(
     size = disk.size if target_format is DiskFormat.RAW else -(-disk.size // unit) * unit
     layout: _Target
     if target_format is DiskFormat.VHDX:
-        layout = _VhdxTarget(size, options)
+        layout = (_FixedVhdxTarget if options.fixed else _DynamicVhdxTarget)(size, options)
     elif target_format is DiskFormat.VHD:
         layout = _FlatTarget(fixed_footer(size, unique_id=uuid.uuid4(), timestamp=0))
     else:
@@ -150,16 +150,26 @@ class _FlatTarget:
             file.write_at(size, self._footer)
 
 
-class _VhdxTarget:
-    """A VHDX: blocks get their place in the order in which they come."""
+class _FixedVhdxTarget:
+    """A fixed VHDX: the blocks lie behind its structures in the order of the disk."""
 
     def __init__(self, size: int, options: VhdxOptions) -> None:
-        self._layout = layout_vhdx(
-            DiskContent(size, ()),
-            block_size=options.block_size,
-            logical_sector_size=options.logical_sector_size,
-            physical_sector_size=options.physical_sector_size,
-        )
+        self._content = _empty(size, options).stamp(VhdxIdentity.fresh())
+        blocks = -(-size // options.block_size)
+        self._start = self._content.size - blocks * options.block_size
+
+    def place(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        yield self._start + offset, length
+
+    def finish(self, file: BlockFile, size: int) -> None:
+        _write_structures(file, self._content)
+
+
+class _DynamicVhdxTarget:
+    """A dynamic VHDX: blocks get their place in the order in which they come."""
+
+    def __init__(self, size: int, options: VhdxOptions) -> None:
+        self._layout = _empty(size, options)
         geometry = BatGeometry(size, options.block_size, options.logical_sector_size)
         self._bat = BatBuilder(geometry)
         self._block_size = options.block_size
@@ -186,10 +196,23 @@ class _VhdxTarget:
             file_size=self._end,
             after_metadata=tuple(self._bat.pieces(self._bat_offset)),
         )
-        content = layout.stamp(VhdxIdentity.fresh())
-        file.truncate(content.size)
-        for offset, data in content.pieces:
-            file.write_at(offset, data)
+        _write_structures(file, layout.stamp(VhdxIdentity.fresh()))
+
+
+def _empty(size: int, options: VhdxOptions) -> VhdxLayout:
+    return layout_vhdx(
+        DiskContent(size, ()),
+        block_size=options.block_size,
+        logical_sector_size=options.logical_sector_size,
+        physical_sector_size=options.physical_sector_size,
+        fixed=options.fixed,
+    )
+
+
+def _write_structures(file: BlockFile, content: DiskContent) -> None:
+    file.truncate(content.size)
+    for offset, data in content.pieces:
+        file.write_at(offset, data)
 
 
 def _copy(
@@ -204,7 +227,9 @@ def _copy(
             # Steps end at multiples of their length: a page is looked at as a whole.
             part = disk.read_at(start, min(_STEP - start % _STEP, end - start))
             if not part:
-                raise InvalidArgumentError(f"the source ends at {start}, its size was {size}")
+                raise UnavailableError(
+                    f"the source ends at {start} and not at {size}: it shrank while it was read"
+                )
             for first, count in data_runs(part):
                 view = memoryview(part)[first : first + count]
                 for place, fits in target.place(start + first, count):

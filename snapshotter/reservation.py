@@ -1,8 +1,8 @@
 """Room on the file system reserved ahead of a streaming writer.
 
 Writing into room that is there already spares the kernel its bookkeeping for each page: on ext4
-a copy takes a fifth less time. What a writer skipped is given back, so that the file is as sparse
-as without.
+a copy takes a fifth less time. Giving room back costs more than that, so that nothing is reserved
+before the data has come without a gap for a while, and never more than it has come so far.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Final, Self
 from snapshotter.blockio import LocalBlockFile
 from snapshotter.units import MIB
 
-_WINDOW: Final = 16 * MIB
+_FIRST: Final = 2 * MIB
+_MOST: Final = 16 * MIB
 
 
 class ReservingWriter:
@@ -25,6 +26,7 @@ class ReservingWriter:
         self._file = file
         self._reserves = True
         self._written = 0
+        self._run_start = 0
         self._reserved = 0
 
     def __enter__(self) -> Self:
@@ -39,17 +41,24 @@ class ReservingWriter:
 
         Raises UnavailableError.
         """
-        end = offset + len(data)
         if offset > self._written:
             self._give_back(min(offset, self._reserved))
-        if end > self._reserved and self._reserves:
-            start = max(offset, self._reserved)
-            # No room ahead, or none of this file system's business: the write itself will tell.
-            self._reserves = self._file.reserve(start, max(_WINDOW, end - start))
-            if self._reserves:
-                self._reserved = start + max(_WINDOW, end - start)
+            self._run_start = offset
+        end = offset + len(data)
+        if end > self._reserved:
+            self._reserve(max(offset, self._reserved), end - self._run_start)
         self._file.write_at(offset, data)
         self._written = end
+
+    def _reserve(self, start: int, run: int) -> None:
+        """Reserve from `start` on, `run` being how much has come without a gap."""
+        if run < _FIRST or not self._reserves:
+            return
+        length = min(run, _MOST)
+        # No room ahead, or none of this file system's business: the write itself will tell.
+        self._reserves = self._file.reserve(start, length)
+        if self._reserves:
+            self._reserved = start + length
 
     def _give_back(self, end: int) -> None:
         if end > self._written:
