@@ -123,13 +123,13 @@ class WriteSession:
             for offset, data in updates:
                 self._file.write_at(offset, data)
 
-    def close(self) -> None:
-        """Leave the file without a log to replay. What was not committed is lost.
+    def close(self) -> bool:
+        """Leave the file without a log to replay; say whether there was one.
 
-        A second call does nothing, and so does one after a failure. Raises UnavailableError.
+        What was not committed is lost. After a failure nothing is done. Raises UnavailableError.
         """
         if self._state is not _State.LOGGED:
-            return
+            return False
         with self.guard():
             self._file.flush()
             self._write_headers(replace(self._header, log_guid=NO_GUID))
@@ -137,6 +137,7 @@ class WriteSession:
             self._state = _State.CLEAN
             self._file_announced = False
             self._data_announced = False
+        return True
 
     def _fresh_file_guid(self) -> uuid.UUID:
         """Return the FileWriteGuid of this session: one is enough, replay included."""

@@ -44,6 +44,15 @@ class FileSpace:
         elif length:
             self._small.append((offset, length))
 
+    def used_end(self) -> int:
+        """Return the file offset behind which nothing is taken."""
+        end = self.end
+        for offset, length in sorted((*self._blocks, *self._small), reverse=True):
+            if offset + length < end:
+                break
+            end = min(end, offset)
+        return end
+
     def _cut(self, gaps: deque[tuple[int, int]], length: int) -> int:
         offset, available = gaps.popleft()
         self.release(offset + length, available - length)

@@ -101,9 +101,11 @@ class VhdxWriter:
         self._freed.clear()
 
     def close(self) -> None:
-        """Commit, and leave the file without a log to replay."""
+        """Commit, leave the file without a log to replay, and cut off what is unused at its end."""
         self.flush()
-        self._session.close()
+        if self._session.close() and self._space.used_end() < self._file.size:
+            self._file.truncate(self._space.used_end())
+            self._file.flush()
 
     def _make_room(self) -> None:
         """Commit where the next operation might not fit the same log entry."""
