@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from snapshotter.cli import diskfiles
+from snapshotter.cli import diskfiles, vhdxcheck
 from snapshotter.cli.output import JsonOption, operation, print_document, size_text
 from snapshotter.cli.progress import progress_bar
 from snapshotter.cli.sizes import parse_size
@@ -143,6 +143,9 @@ def _print_facts(document: Mapping[str, object]) -> None:
         elif isinstance(value, list):
             value = " on ".join(value)
         typer.echo(f"{name.ljust(width)}  {value}")
+
+
+app.command("check")(vhdxcheck.check)
 
 
 @app.command("convert")
