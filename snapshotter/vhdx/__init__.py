@@ -1,5 +1,6 @@
-"""VHDX files: reading a disk, and making new ones."""
+"""VHDX files: reading and changing a disk, making new ones, checking and repairing."""
 
+from snapshotter.vhdx.check import Finding, check_vhdx
 from snapshotter.vhdx.create import (
     VhdxIdentity,
     VhdxLayout,
@@ -7,16 +8,24 @@ from snapshotter.vhdx.create import (
     emit_vhdx,
     layout_vhdx,
 )
-from snapshotter.vhdx.disk import VhdxDisk, VhdxInfo
+from snapshotter.vhdx.disk import OwnRange, VhdxDisk, VhdxInfo
 from snapshotter.vhdx.publish import write_content
+from snapshotter.vhdx.repair import Repair, repair_vhdx
+from snapshotter.vhdx.resize import resize_vhdx
 
 __all__ = [
+    "Finding",
+    "OwnRange",
+    "Repair",
     "VhdxDisk",
     "VhdxIdentity",
     "VhdxInfo",
     "VhdxLayout",
+    "check_vhdx",
     "create_vhdx",
     "emit_vhdx",
     "layout_vhdx",
+    "repair_vhdx",
+    "resize_vhdx",
     "write_content",
 ]
