@@ -239,8 +239,7 @@ def resize(
 ) -> None:
     """Give a disk another size; file systems in it stay as they are."""
     with operation(json_output=json_output, file=file):
-        from snapshotter.vhdx import inspect_vhdx
-        from snapshotter.vhdx.resize import resize_vhdx
+        from snapshotter.vhdx import inspect_vhdx, resize_vhdx
 
         before, _ = inspect_vhdx(file)
         resize_vhdx(file, size, shrink=shrink)

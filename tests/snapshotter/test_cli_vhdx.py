@@ -23,9 +23,13 @@ from snapshotter.blockio import LocalBlockFile
 from snapshotter.cli.app import app
 from snapshotter.ext4.mkfs import format_ext4
 from snapshotter.units import GIB, KIB, MIB
-from snapshotter.vhdx import VhdxDisk, create_child, create_vhdx, emit_vhdx, open_chain
-from snapshotter.vhdx import write_content
-from tests.snapshotter.archives import tar, write
+from snapshotter.vhdx import (
+    VhdxDisk,
+    create_child,
+    create_vhdx,
+    open_chain,
+)
+from tests.snapshotter.archives import write
 from tests.snapshotter.vhdx import oracle
 
 COMMAND = [sys.executable, "-c", "from snapshotter.cli import main; main()"]
@@ -115,9 +119,10 @@ def test_a_differencing_disk_shows_its_chain(tmp_path: Path) -> None:
     assert (made["size"], made["file_size"]) == (GIB, 4 * MIB)
     shown = document("info", child, schema="vhdx")
     assert shown["parent"]["relative_path"] == ".\\base.vhdx"
-    assert shown["parent"]["parent_linkage"] == document("info", base, schema="vhdx")[
-        "data_write_guid"
-    ]
+    assert (
+        shown["parent"]["parent_linkage"]
+        == document("info", base, schema="vhdx")["data_write_guid"]
+    )
     assert shown["chain"] == [str(child), str(base)]
     assert f"{child} on {base}" in run("info", child).stdout
 
@@ -160,16 +165,18 @@ def test_a_file_that_is_there_is_replaced_by_force_alone(tmp_path: Path, raw: Pa
     out = tmp_path / "out.vhdx"
     out.write_bytes(b"precious")
     line = failure("convert", raw, out)
-    assert line == (
-        f"lcow-snapshotter: {out} exists already; remove it or choose another name\n"
-    )
+    assert line == (f"lcow-snapshotter: {out} exists already; remove it or choose another name\n")
     assert out.read_bytes() == b"precious"
     assert run("convert", raw, out, "--force").exit_code == 0
     assert document("info", out, schema="vhdx")["size"] == 40 * MIB
 
 
-@pytest.mark.parametrize("arguments", [("info",), ("check",), ("replay",), ("resize", "1G"), ("merge",)])
-def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [("info",), ("check",), ("replay",), ("resize", "1G"), ("merge",)]
+)
+def test_a_missing_file_is_named_with_what_to_do(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     verb, *rest = arguments
     assert "check the path" in failure(verb, tmp_path / "none.vhdx", *rest)
 
@@ -363,7 +370,7 @@ def test_files_are_listed_and_read_through_a_chain(tmp_path: Path) -> None:
 
 
 def test_a_raw_disk_is_looked_into_too(tmp_path: Path) -> None:
-    content = format_ext4(64 * MIB)
+    content = format_ext4(GIB)
     with (tmp_path / "disk.img").open("wb") as file:
         file.truncate(content.size)
         for offset, data in content.pieces:
