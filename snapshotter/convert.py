@@ -17,8 +17,8 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from snapshotter.blockio import BlockFile, DiskContent
-from snapshotter.diskfile import SparseDisk, open_disk
+from snapshotter.blockio import BlockFile, DiskContent, LocalBlockFile
+from snapshotter.diskfile import SparseDisk, StoredDisk, open_disk
 from snapshotter.diskformat import DiskFormat
 from snapshotter.errors import InvalidArgumentError, UnavailableError
 from snapshotter.reservation import ReservingWriter
@@ -221,7 +221,8 @@ def _copy(
     """Copy what is not zero, and return how many bytes that were."""
     stored = 0
     size = disk.size
-    for start, length in disk.allocated_ranges():
+    sharing = _Sharing(disk, file, target)
+    for start, length in sharing.left():
         end = start + length
         while start < end:
             # Steps end at multiples of their length: a page is looked at as a whole.
@@ -239,9 +240,49 @@ def _copy(
             start += len(part)
             if progress is not None:
                 progress(start, size)
+    stored += sharing.shared
     if progress is not None:
         progress(size, size)
     return stored
+
+
+class _Sharing:
+    """What the target's file can share with the source's, on a file system that can.
+
+    Then nothing is read, zeros are not looked for, and a disk of any size takes no time. Only
+    where the target's file is the disk as it is; a VHDX is laid out by what is not zero.
+    """
+
+    def __init__(self, disk: SparseDisk, writer: ReservingWriter, target: _Target) -> None:
+        self.shared = 0
+        self._disk = disk
+        self._writer = writer
+        self._source: LocalBlockFile | None = None
+        if isinstance(target, _FlatTarget) and isinstance(disk, StoredDisk):
+            self._source = disk.file
+
+    def left(self) -> Iterator[tuple[int, int]]:
+        """Yield (offset, length) of what has to be copied, and share the rest on the way."""
+        for start, length in self._disk.allocated_ranges():
+            if self._source is None or not isinstance(self._disk, StoredDisk):
+                yield start, length
+                continue
+            for place, count in self._disk.file_ranges(start, length):
+                done = self._share(place, start, count)
+                if done < count and place >= 0:
+                    yield start + done, count - done
+                start += count
+
+    def _share(self, place: int, start: int, count: int) -> int:
+        whole = count // _PAGE * _PAGE
+        if self._source is None or place < 0 or place % _PAGE or start % _PAGE or not whole:
+            return 0
+        self._writer.settle()
+        if not self._writer.file.share_from(self._source, place, start, whole):
+            self._source = None
+            return 0
+        self.shared += whole
+        return whole
 
 
 def data_runs(part: bytes) -> list[tuple[int, int]]:

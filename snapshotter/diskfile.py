@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from snapshotter.blockio import BlockReader, LocalBlockFile
 from snapshotter.diskformat import DiskFormat
@@ -22,40 +22,42 @@ class SparseDisk(BlockReader, Protocol):
         ...
 
 
-class RawDisk:
-    """The bytes of a file are the disk."""
+@runtime_checkable
+class StoredDisk(SparseDisk, Protocol):
+    """A disk whose bytes lie in one file as they are."""
 
-    def __init__(self, file: LocalBlockFile) -> None:
-        self._file = file
-        self.size = file.size
+    @property
+    def file(self) -> LocalBlockFile | None:
+        """The file, None where the disk is made up of more than that."""
+        ...
+
+    def file_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield (file offset or -1, length) of a stretch of the disk; -1 reads as zeros."""
+        ...
+
+
+class FlatDisk:
+    """The first `size` bytes of a file are the disk."""
+
+    def __init__(self, file: LocalBlockFile, size: int) -> None:
+        self.file = file
+        self.size = size
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`; fewer only where the end is reached."""
         if offset < 0 or length < 0:
             raise InvalidArgumentError(f"cannot read {length} bytes at {offset}")
-        return self._file.read_at(offset, max(0, min(length, self.size - offset)))
+        return self.file.read_at(offset, max(0, min(length, self.size - offset)))
 
     def allocated_ranges(self) -> Iterator[tuple[int, int]]:
         """Yield (offset, length) of what is not a hole, ascending."""
-        for offset, length in self._file.data_ranges():
+        for offset, length in self.file.data_ranges():
             if offset < self.size:
                 yield offset, min(length, self.size - offset)
 
-
-class _VhdDisk:
-    """A fixed VHD with the holes of its file."""
-
-    def __init__(self, file: LocalBlockFile) -> None:
-        self._disk = FixedVhd.load(file)
-        self._file = file
-        self.size = self._disk.size
-        self.read_at = self._disk.read_at
-
-    def allocated_ranges(self) -> Iterator[tuple[int, int]]:
-        """Yield (offset, length) of what is not a hole, ascending."""
-        for offset, length in self._file.data_ranges():
-            if offset < self.size:
-                yield offset, min(length, self.size - offset)
+    def file_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield where a stretch of the disk lies: where it is."""
+        yield offset, length
 
 
 @contextmanager
@@ -72,9 +74,9 @@ def open_disk(
     with LocalBlockFile.open(path) as file:
         found = disk_format or DiskFormat.detect(file)
         if found is DiskFormat.RAW:
-            yield RawDisk(file)
+            yield FlatDisk(file, file.size)
         elif found is DiskFormat.VHD:
-            yield _VhdDisk(file)
+            yield FlatDisk(file, FixedVhd.load(file).size)
         else:
             with open_chain(path) as disk:
                 yield disk

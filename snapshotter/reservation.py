@@ -23,7 +23,7 @@ class ReservingWriter:
     """
 
     def __init__(self, file: LocalBlockFile) -> None:
-        self._file = file
+        self.file = file
         self._reserves = True
         self._written = 0
         self._run_start = 0
@@ -47,8 +47,13 @@ class ReservingWriter:
         end = offset + len(data)
         if end > self._reserved:
             self._reserve(max(offset, self._reserved), end - self._run_start)
-        self._file.write_at(offset, data)
+        self.file.write_at(offset, data)
         self._written = end
+
+    def settle(self) -> None:
+        """Give back what is reserved: something else is about to write behind the last write."""
+        self._give_back(self._reserved)
+        self._reserved = self._written
 
     def _reserve(self, start: int, run: int) -> None:
         """Reserve from `start` on, `run` being how much has come without a gap."""
@@ -56,10 +61,10 @@ class ReservingWriter:
             return
         length = min(run, _MOST)
         # No room ahead, or none of this file system's business: the write itself will tell.
-        self._reserves = self._file.reserve(start, length)
+        self._reserves = self.file.reserve(start, length)
         if self._reserves:
             self._reserved = start + length
 
     def _give_back(self, end: int) -> None:
         if end > self._written:
-            self._file.write_zeros(self._written, end - self._written)
+            self.file.write_zeros(self._written, end - self._written)

@@ -293,6 +293,12 @@ class WindowsBlockFile:
         """Say that room cannot be taken in advance."""
         return False
 
+    def share_from(
+        self, source: WindowsBlockFile, source_offset: int, offset: int, length: int
+    ) -> bool:
+        """Say that no blocks are shared: NTFS cannot, and ReFS asks for calls not made here."""
+        return False
+
     def close(self) -> None:
         """Close the handle; a second call does nothing."""
         handle, self._handle = self._handle, None

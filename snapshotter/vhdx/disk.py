@@ -363,6 +363,18 @@ class VhdxDisk:
             states.add(PayloadState.NOT_PRESENT)
         yield from self._ranges(states)
 
+    @property
+    def file(self) -> LocalBlockFile | None:
+        """The file that `open` opened, where its bytes are those of the disk.
+
+        None in a differencing disk, and where a log is replayed in memory.
+        """
+        return self._owned if self._parent is None and self._file is self._owned else None
+
+    def file_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset in `file` or -1, length) of a stretch of the disk; -1 reads as zeros."""
+        return self._runs(offset, length)
+
     def own_ranges(self) -> Iterator[OwnRange]:
         """Yield what the file itself decides of a differencing disk, ascending.
 

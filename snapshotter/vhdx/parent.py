@@ -99,6 +99,8 @@ class DiskChain:
         self.paths = tuple(paths)
         self.top = self._disks[0]
         self.read_at = self.top.read_at
+        self.file = self.top.file
+        self.file_ranges = self.top.file_ranges
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, writable: bool = False) -> Self:

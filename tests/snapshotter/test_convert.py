@@ -342,6 +342,36 @@ def test_a_full_disk_is_named_and_left_empty(tmp_path: Path, name: str) -> None:
         subprocess.run(["umount", str(small)], check=True)
 
 
+@pytest.mark.root
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mkfs.xfs") is None,
+    reason="a file system that shares blocks: needs root and mkfs.xfs (package xfsprogs)",
+)
+def test_blocks_are_shared_where_the_file_system_can(tmp_path: Path) -> None:
+    mounted = tmp_path / "xfs"
+    mounted.mkdir()
+    sparse_file(tmp_path / "xfs.img", 400 * MIB)
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", str(tmp_path / "xfs.img")], check=True)
+    mount = ["mount", "-o", "loop", str(tmp_path / "xfs.img"), str(mounted)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this kernel mounts no XFS from a file")
+    try:
+        raw = sparse_file(
+            mounted / "disk.raw", 40 * MIB, (0, noise(20 * MIB)), (30 * MIB, noise(5000))
+        )
+        expected = raw.read_bytes()
+        convert_disk(raw, mounted / "disk.vhdx")
+        for source, name in (("disk.raw", "a.vhd"), ("disk.vhdx", "b.raw"), ("a.vhd", "c.raw")):
+            before = shutil.disk_usage(mounted).used
+            made = convert_disk(mounted / source, mounted / name)
+            assert shutil.disk_usage(mounted).used - before < 2 * MIB
+            assert made.stored >= 20 * MIB
+            assert (mounted / name).read_bytes()[: 40 * MIB] == expected
+            assert made.file_size == 40 * MIB + (512 if name == "a.vhd" else 0)
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
 @pytest.mark.parametrize(
     ("size", "name", "options"),
     [
