@@ -101,11 +101,13 @@ class PosixBlockFile:
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `offset`. Raises UnavailableError (disk full, I/O error)."""
         view = memoryview(data)
-        with self._explained("write"):
+        try:
             while view:
                 written = os.pwrite(self._descriptor, view, offset)
                 view = view[written:]
                 offset += written
+        except OSError as error:  # not _explained: a context costs as much as a short write
+            raise UnavailableError(f"cannot write {self.path}: {error.strerror}") from error
 
     def write_from(self, offset: int, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
         """Write `buffers` one behind the other at `offset` (pwritev). Raises UnavailableError."""

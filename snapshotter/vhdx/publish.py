@@ -50,9 +50,7 @@ def staged_file(
         raise AlreadyExistsError(f"{target} exists already; remove it or choose another name")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOSE_ON_EXEC, 0o644))
-        file = LocalBlockFile.open(temporary, writable=True)
-        file.path = target  # errors name the file that the caller asked for
+        file = _create(temporary, target)
         try:
             yield file
             if durable:
@@ -73,6 +71,23 @@ def staged_file(
         raise UnavailableError(f"cannot write {target}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+if sys.platform == "win32":
+
+    def _create(temporary: Path, target: Path) -> LocalBlockFile:
+        """Return the new, empty file `temporary`; errors name the one that was asked for."""
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        file = LocalBlockFile.open(temporary, writable=True)
+        file.path = target
+        return file
+
+else:
+
+    def _create(temporary: Path, target: Path) -> LocalBlockFile:
+        """Return the new, empty file `temporary`; errors name the one that was asked for."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return LocalBlockFile(os.open(temporary, flags, 0o644), target)
 
 
 def _rename_without_overwrite(source: Path, target: Path) -> None:
