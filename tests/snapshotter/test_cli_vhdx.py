@@ -171,6 +171,15 @@ def test_a_file_that_is_there_is_replaced_by_force_alone(tmp_path: Path, raw: Pa
     assert document("info", out, schema="vhdx")["size"] == 40 * MIB
 
 
+def test_a_disk_may_be_converted_over_itself(tmp_path: Path, raw: Path) -> None:
+    path = tmp_path / "a.vhdx"
+    run("convert", raw, path)
+    assert run("convert", path, path, "--fixed", "--force").exit_code == 0
+    assert document("info", path, schema="vhdx")["leave_blocks_allocated"]
+    with VhdxDisk.open(path) as disk:
+        assert disk.read_at(0, 40 * MIB) == raw.read_bytes()
+
+
 @pytest.mark.parametrize(
     "arguments", [("info",), ("check",), ("replay",), ("resize", "1G"), ("merge",)]
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from snapshotter.blockio import DiskContent, LocalBlockFile
 from snapshotter.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
+    UnavailableError,
     VhdxParentError,
     VhdxUnsupportedError,
 )
@@ -260,6 +262,35 @@ def test_a_merge_may_be_cut_off_twice(tmp_path: Path) -> None:
         merge_file(second.child, parent, name="child")
     for moment in range(len(second.moments)):
         assert read_both(*second.cut(moment, chance)) == expected, moment
+
+
+class FullFile(MemoryFile):
+    """A file on a disk without room for more than `limit` bytes."""
+
+    limit = 0
+
+    def truncate(self, size: int) -> None:
+        if size > self.limit:
+            raise UnavailableError("cannot resize it: No space left on device")
+        super().truncate(size)
+
+
+def test_a_merge_without_room_is_made_again_when_there_is_some(tmp_path: Path) -> None:
+    base, child = pair(tmp_path)
+    expected = content(child)
+    below, above = FullFile(), in_memory(child)
+    below.become(in_memory(base))
+    below.limit = below.size  # the child's new block does not fit
+    parent = VhdxDisk.load_writable(below)
+    with pytest.raises(UnavailableError, match="No space left"):
+        merge_file(above, parent, name="child")
+    with contextlib.suppress(UnavailableError):
+        parent.close()
+    assert read_both(below, above) == expected
+    below.limit = 100 * MIB
+    with VhdxDisk.load_writable(below) as parent:
+        merge_file(above, parent, name="child")
+    assert VhdxDisk.load(below).read_at(0, SIZE) == expected
 
 
 def linked(folder: Path) -> tuple[Path, ParentLinks]:
