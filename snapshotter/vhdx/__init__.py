@@ -9,7 +9,7 @@ from snapshotter.vhdx.create import (
     layout_vhdx,
 )
 from snapshotter.vhdx.disk import OwnRange, VhdxDisk, VhdxInfo
-from snapshotter.vhdx.publish import write_content
+from snapshotter.vhdx.publish import write_content, write_into
 from snapshotter.vhdx.repair import Repair, repair_vhdx
 from snapshotter.vhdx.resize import resize_vhdx
 
@@ -28,4 +28,5 @@ __all__ = [
     "repair_vhdx",
     "resize_vhdx",
     "write_content",
+    "write_into",
 ]

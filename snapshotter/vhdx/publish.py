@@ -7,8 +7,9 @@ import secrets
 import sys
 from pathlib import Path
 
-from snapshotter.blockio import DiskContent
+from snapshotter.blockio import BlockFile, DiskContent
 from snapshotter.errors import AlreadyExistsError, UnavailableError
+from snapshotter.vhdx.format import IDENTIFIER_AREA
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 _CLOSE_ON_EXEC: int = getattr(os, "O_CLOEXEC", 0)
@@ -49,6 +50,23 @@ def write_content(
         raise UnavailableError(f"cannot write {target}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_into(file: BlockFile, content: DiskContent) -> None:
+    """Store `content`, a whole VHDX, in an empty `file` that has no name to rename, durably.
+
+    The file identifier goes last, behind a flush: until it is there a cut leaves no VHDX, and with
+    it all of one. Raises UnavailableError.
+    """
+    identifier = [piece for piece in content.pieces if piece[0] < IDENTIFIER_AREA]
+    file.truncate(0)
+    file.truncate(content.size)
+    for offset, data in content.pieces[len(identifier) :]:
+        file.write_at(offset, data)
+    file.flush()
+    for offset, data in identifier:
+        file.write_at(offset, data)
+    file.flush()
 
 
 def _fill(path: Path, content: DiskContent, *, durable: bool) -> None:
