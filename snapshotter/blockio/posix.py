@@ -29,6 +29,7 @@ _CLONE_RANGE: Final = struct.Struct("@qQQQ")
 _NO_HOLES: Final = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENODEV)
 _MOST_BUFFERS: Final = 1024  # IOV_MAX of Linux
 _ZEROS: Final = bytes(MIB)
+_pread = os.pread  # looked up for every read
 
 
 class PosixBlockFile:
@@ -70,14 +71,17 @@ class PosixBlockFile:
     @property
     def size(self) -> int:
         """Length in bytes."""
-        return os.fstat(self._descriptor).st_size
+        with self._explained("ask the size of"):
+            return os.fstat(self._descriptor).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`; fewer only at the end. Raises UnavailableError."""
         try:
-            data = os.pread(self._descriptor, length, offset)
+            data = _pread(self._descriptor, length, offset)
+            if len(data) == length:
+                return data
             while 0 < len(data) < length:
-                more = os.pread(self._descriptor, length - len(data), offset + len(data))
+                more = _pread(self._descriptor, length - len(data), offset + len(data))
                 if not more:
                     break
                 data += more
@@ -186,6 +190,8 @@ class PosixBlockFile:
     @contextlib.contextmanager
     def _explained(self, verb: str) -> Iterator[None]:
         try:
+            if self._descriptor < 0:  # fsync(-1) would be a ValueError
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             yield
         except OSError as error:
             raise UnavailableError(f"cannot {verb} {self.path}: {error.strerror}") from error

@@ -12,7 +12,7 @@ from snapshotter.vhdx.disk import OwnRange, VhdxDisk, VhdxInfo
 from snapshotter.vhdx.inspect import inspect_vhdx
 from snapshotter.vhdx.merge import merge_child
 from snapshotter.vhdx.parent import DiskChain, create_child, open_chain, resolve_chain
-from snapshotter.vhdx.publish import write_content
+from snapshotter.vhdx.publish import write_content, write_into
 from snapshotter.vhdx.recover import replay_log
 from snapshotter.vhdx.repair import Repair, repair_vhdx
 from snapshotter.vhdx.resize import resize_vhdx
@@ -39,4 +39,5 @@ __all__ = [
     "resize_vhdx",
     "resolve_chain",
     "write_content",
+    "write_into",
 ]

@@ -21,7 +21,11 @@ OFFSET_SHIFT: Final = 20
 _ENTRY = struct.Struct("<Q")
 _PAGE_ENTRIES = PAGE_SIZE // ENTRY_SIZE
 _SCAN_SIZE = MIB
+_PAGE_SHIFT = _PAGE_ENTRIES.bit_length() - 1
+_WITHIN_PAGE = _PAGE_ENTRIES - 1
+_UNPACK = _ENTRY.unpack_from
 _FULLY_PRESENT = int(PayloadState.FULLY_PRESENT)  # comparing plain integers is faster
+assert 1 << _PAGE_SHIFT == _PAGE_ENTRIES
 
 Words = npt.NDArray[np.uint64]
 
@@ -51,15 +55,16 @@ class BatTable:
         In a disk without a parent those read as zeros: NOT_PRESENT, UNDEFINED and UNMAPPED may
         read as anything, zeros it is, as from every other reader.
         """
-        number, within = divmod(block + block // self._chunk_ratio, _PAGE_ENTRIES)
-        number += self._first_page
+        index = block + block // self._chunk_ratio
+        number = self._first_page + (index >> _PAGE_SHIFT)
         page = self._cached.get(number)
         if page is None:
             page = self._pages.load(number)
-        word: int = _ENTRY.unpack_from(page, within * ENTRY_SIZE)[0]
+        (word,) = _UNPACK(page, (index & _WITHIN_PAGE) << 3)
         if word & STATE_MASK != _FULLY_PRESENT:
             return -1
-        return word >> OFFSET_SHIFT << OFFSET_SHIFT
+        place: int = word >> OFFSET_SHIFT << OFFSET_SHIFT
+        return place
 
     def entry(self, index: int) -> tuple[int, int]:
         """Return the (state, file offset) of the entry at `index`."""

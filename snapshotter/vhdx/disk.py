@@ -110,12 +110,15 @@ class VhdxDisk:
         parent: BlockReader | None = None,
     ) -> None:
         self._file = file
+        self._read_raw = file.read_at  # these two are looked up for every read
         self._table = table
         self._place = table.place
         self._bitmaps = bitmaps
         self._info = info
         self._size = info.size
         self._block_size = info.block_size
+        self._block_shift = info.block_size.bit_length() - 1
+        self._within_block = info.block_size - 1
         self._parent = parent
         self._writer: VhdxWriter | None = None
         self._owned: LocalBlockFile | None = None
@@ -235,18 +238,17 @@ class VhdxDisk:
 
         Raises InvalidArgumentError for a negative offset or length.
         """
+        within = offset & self._within_block
+        if 0 < length <= self._block_size - within and 0 <= offset <= self._size - length:
+            place = self._place(offset >> self._block_shift)
+            if place >= 0:
+                raw = self._read_raw(place + within, length)
+                return raw if len(raw) == length else self._read_file(place + within, length)
         if offset < 0 or length < 0:
             raise InvalidArgumentError(f"cannot read {length} bytes at {offset}")
         length = min(length, self._size - offset)
         if length <= 0:
             return b""
-        block, within = divmod(offset, self._block_size)
-        if within + length <= self._block_size:
-            place = self._place(block)
-            if place >= 0:
-                return self._read_file(place + within, length)
-            if self._parent is None:
-                return bytes(length)
         if self._parent is not None:
             return self._read_child(offset, length)
         return b"".join(

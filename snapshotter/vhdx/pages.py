@@ -13,7 +13,7 @@ from snapshotter.units import KIB
 from snapshotter.vhdx.log import SECTOR
 
 PAGE_SIZE: Final = 64 * KIB
-_CACHED_PAGES = 512
+_CACHED_PAGES = 256
 
 
 class MetadataPages:

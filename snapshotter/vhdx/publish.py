@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from snapshotter.blockio import DiskContent, LocalBlockFile
+from snapshotter.blockio import BlockFile, DiskContent, LocalBlockFile
 from snapshotter.errors import AlreadyExistsError, UnavailableError
+from snapshotter.vhdx.format import IDENTIFIER_AREA
 
 _CLOSE_ON_EXEC: int = getattr(os, "O_CLOEXEC", 0)
 
@@ -88,6 +89,23 @@ else:
         """Return the new, empty file `temporary`; errors name the one that was asked for."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         return LocalBlockFile(os.open(temporary, flags, 0o644), target)
+
+
+def write_into(file: BlockFile, content: DiskContent) -> None:
+    """Store `content`, a whole VHDX, in an empty `file` that has no name to rename, durably.
+
+    The file identifier goes last, behind a flush: until it is there a cut leaves no VHDX, and with
+    it all of one. Raises UnavailableError.
+    """
+    identifier = [piece for piece in content.pieces if piece[0] < IDENTIFIER_AREA]
+    file.truncate(0)
+    file.truncate(content.size)
+    for offset, data in content.pieces[len(identifier) :]:
+        file.write_at(offset, data)
+    file.flush()
+    for offset, data in identifier:
+        file.write_at(offset, data)
+    file.flush()
 
 
 def _rename_without_overwrite(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from snapshotter.blockio import DiskContent
 from snapshotter.errors import VhdxCorruptError
 from snapshotter.units import KIB, MIB
-from snapshotter.vhdx import VhdxDisk, emit_vhdx
+from snapshotter.vhdx import VhdxDisk, check_vhdx, emit_vhdx, write_into
 
 from .crash import CrashFile, Flush
 from .memory import MemoryFile
@@ -183,6 +183,27 @@ def test_new_blocks_appear_together_or_not_at_all() -> None:
             assert found in (before, after)
             seen.add(found == after)
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_new_file_is_no_disk_or_all_of_it(fixed: bool) -> None:
+    content = DiskContent(DISK, ((MIB - 9, b"created" * 1000), (4 * MIB, b"x" * MIB)))
+    whole = MemoryFile.of(content).read_at(0, DISK)
+    file = CrashFile(0)
+    write_into(file, emit_vhdx(content, fixed=fixed))
+    chance = random.Random(4)
+    made = 0
+    for cut in range(len(file.steps) + 1):
+        for _ in range(12):
+            left = file.cut(cut, chance)
+            findings = check_vhdx(left)
+            if findings:
+                assert [finding.structure for finding in findings] == ["file identifier"]
+                assert cut < len(file.steps)
+            else:
+                assert VhdxDisk.load(left).read_at(0, DISK) == whole
+                made += 1
+    assert made >= 12
 
 
 def test_a_crash_file_loses_what_was_not_flushed() -> None:
