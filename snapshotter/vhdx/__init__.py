@@ -8,7 +8,8 @@ from snapshotter.vhdx.create import (
     emit_vhdx,
     layout_vhdx,
 )
-from snapshotter.vhdx.disk import OwnRange, VhdxDisk, VhdxInfo
+from snapshotter.vhdx.disk import OwnRange, VhdxDisk
+from snapshotter.vhdx.info import VhdxInfo
 from snapshotter.vhdx.publish import write_content, write_into
 from snapshotter.vhdx.repair import Repair, repair_vhdx
 from snapshotter.vhdx.resize import resize_vhdx
