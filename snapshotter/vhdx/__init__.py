@@ -8,7 +8,8 @@ from snapshotter.vhdx.create import (
     emit_vhdx,
     layout_vhdx,
 )
-from snapshotter.vhdx.disk import OwnRange, VhdxDisk, VhdxInfo
+from snapshotter.vhdx.disk import OwnRange, VhdxDisk
+from snapshotter.vhdx.info import VhdxInfo
 from snapshotter.vhdx.inspect import inspect_vhdx
 from snapshotter.vhdx.merge import merge_child
 from snapshotter.vhdx.parent import DiskChain, create_child, open_chain, resolve_chain

@@ -72,6 +72,13 @@ class BatGeometry:
         """Return the index of a payload block's entry."""
         return block + block // self.chunk_ratio
 
+    def blocks_before(self, index: int) -> int:
+        """Return how many payload blocks have their entry before the one at `index`.
+
+        Entries behind the disk's end, which fill the last chunk of a differencing disk, are none.
+        """
+        return min(index - index // (self.chunk_ratio + 1), self.payload_blocks)
+
     def bitmap_index(self, block: int) -> int:
         """Return the index of the entry of the sector bitmap that covers a payload block."""
         ratio = self.chunk_ratio

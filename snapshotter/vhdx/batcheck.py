@@ -73,13 +73,13 @@ class BatCheck:
         room = 2 * (self._file_size // MIB + 1)
         found = 0
         for first, words in self._table.scan():
-            bitmap = self._table.is_bitmap(first, len(words))
-            # Entries behind the disk's end fill the last chunk of a differencing disk.
-            block = first - first // (self._geometry.chunk_ratio + 1)
-            payload = np.flatnonzero(~bitmap)[: max(0, self._geometry.payload_blocks - block)]
+            blocks = self._geometry.blocks_before(first + len(words))
+            blocks -= self._geometry.blocks_before(first)
             if not words.any():
-                self._counts[0] += len(payload)
+                self._counts[0] += blocks
                 continue
+            bitmap = self._table.is_bitmap(first, len(words))
+            payload = np.flatnonzero(~bitmap)[:blocks]
             states = (words & np.uint64(STATE_MASK)).astype(np.int64)
             self._counts += np.bincount(states[payload], minlength=8)
             for at in np.flatnonzero(words & np.uint64(_RESERVED_MASK))[:_REPORTED].tolist():

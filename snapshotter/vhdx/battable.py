@@ -103,13 +103,13 @@ class BatTable:
 
     def payload_words(self) -> Iterator[tuple[int, Words]]:
         """Yield (first payload block, their entries) over the whole disk, bitmaps left out."""
-        blocks = self.geometry.payload_blocks
         for first, words in self.scan():
-            payload = words[~self.is_bitmap(first, len(words))]
-            block = first - first // (self._chunk_ratio + 1)
-            payload = payload[: max(0, blocks - block)]
-            if len(payload):
-                yield block, payload
+            block = self.geometry.blocks_before(first)
+            count = self.geometry.blocks_before(first + len(words)) - block
+            if not count:
+                return
+            sparse = not words.any()  # most of a large table: no need to tell bitmaps apart
+            yield block, (words if sparse else words[~self.is_bitmap(first, len(words))])[:count]
 
     def is_bitmap(self, first: int, count: int) -> npt.NDArray[np.bool_]:
         """Return which of the `count` entries from `first` are those of sector bitmap blocks."""

@@ -7,7 +7,7 @@ import os
 from snapshotter.blockio import LocalBlockFile
 from snapshotter.vhdx.batcheck import BatCheck
 from snapshotter.vhdx.battable import BatTable
-from snapshotter.vhdx.disk import VhdxInfo
+from snapshotter.vhdx.info import VhdxInfo
 from snapshotter.vhdx.locator import ParentLinks
 from snapshotter.vhdx.parent import parent_links
 from snapshotter.vhdx.structures import read_structures

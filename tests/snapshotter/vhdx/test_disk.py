@@ -101,10 +101,10 @@ def test_a_refused_file_is_closed(tmp_path: Path) -> None:
 def test_the_largest_disk_opens_fast_and_small() -> None:
     content = DiskContent(64 * TIB, ((0, b"x"), (64 * TIB - 1, b"y")))
     file = MemoryFile.of(emit_vhdx(content))
-    started = time.perf_counter()
+    started = time.process_time()
     disk = VhdxDisk.load(file)
     assert disk.read_at(64 * TIB - 2, 2) == b"\0y"
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert list(disk.allocated_ranges()) == [(0, MIB), (64 * TIB - MIB, MIB)]
 
 
