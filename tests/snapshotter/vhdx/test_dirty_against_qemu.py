@@ -175,3 +175,19 @@ def test_a_log_of_ours_is_replayed_by_qemu_as_by_us(tmp_path: Path) -> None:
             pass
         oracle.check(path)
     assert dirty >= 8
+
+
+def test_a_log_of_ours_that_wrapped_is_replayed_by_qemu_as_by_us(tmp_path: Path) -> None:
+    """The ring of 256 sectors is gone round once, a change of one sector taking two."""
+    file = CrashFile.starting_as(MemoryFile.of(emit_vhdx(DiskContent(GIB, ()))))
+    with VhdxDisk.load_writable(file) as disk:
+        for number in range(200):
+            disk.write_at((FIRST_BLOCK - 100 + number) * MIB, b"%d" % number)
+            disk.flush()
+    last = [n for n, step in enumerate(file.steps) if step == Flush()][-6]
+    left = file.cut(last + 1, random.Random(0))
+    assert VhdxDisk.load(left).info().replayed_entries == 1
+    path = tmp_path / "disk.vhdx"
+    write_content(path, left.content())
+    blocks = assert_same_as_qemu(path, tmp_path)
+    assert blocks[1].rstrip(b"\0") == b"100"
