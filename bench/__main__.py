@@ -13,11 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import containerd, front_door, service, storage
+from bench import containerd, convert, front_door, service, storage, vhdx
 from bench.measure import Comparison, Figure
 
 _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
     "storage": storage.run,
+    "convert": convert.run,
+    "vhdx": vhdx.run,
     "front_door": front_door.run,
     "service": service.run,
     "containerd": containerd.run,

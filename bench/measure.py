@@ -60,15 +60,23 @@ def compare(
     target_ratio: float | None = None,
     target_ms: float | None = None,
     note: str = "",
+    reset: Callable[[], object] = lambda: None,
 ) -> Comparison:
-    """Run both in turn, one warm-up each, and return the medians."""
+    """Run both in turn, one warm-up each, and return the medians.
+
+    `reset` runs after every call and is not timed: what was made is removed there.
+    """
     ours()
+    reset()
     peer()
+    reset()
     mine: list[float] = []
     theirs: list[float] = []
     for _ in range(rounds):
         mine.append(_time_ms(ours))
+        reset()
         theirs.append(_time_ms(peer))
+        reset()
     return Comparison(
         name=name,
         ours_ms=statistics.median(mine),

@@ -14,6 +14,7 @@
     └── StorageError                a disk format
         ├── VhdxError
         │   ├── VhdxCorruptError
+        │   ├── VhdxParentError     a chain of differencing disks that does not hold
         │   └── VhdxUnsupportedError
         ├── VhdError                a fixed VHD footer
         ├── Ext4Error
@@ -84,6 +85,22 @@ class VhdxCorruptError(VhdxError):
         self.value = value
         self.section = section
         self.offset = offset
+
+
+class VhdxParentError(VhdxError):
+    """A differencing disk whose parent cannot be found or does not fit.
+
+    `child` is the file whose parent it is, `tried` what was looked at: (path, what was wrong).
+    """
+
+    def __init__(
+        self, child: str, problem: str, *, tried: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        looked = "; ".join(f"{path}: {what}" for path, what in tried)
+        super().__init__(f"{child}: {problem}" + (f" (tried {looked})" if looked else ""))
+        self.child = child
+        self.problem = problem
+        self.tried = tried
 
 
 class VhdxUnsupportedError(VhdxError):

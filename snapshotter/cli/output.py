@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from snapshotter.errors import SnapshotterError, UnavailableError
+from snapshotter.errors import AlreadyExistsError, SnapshotterError, UnavailableError
 
 RootOption = Annotated[
     Path,
@@ -78,6 +78,8 @@ def operation(*, json_output: bool, file: Path | None = None) -> Iterator[None]:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except UnavailableError as error:
         _fail(error, ExitCode.INFRASTRUCTURE, file=None, json_output=json_output)
+    except AlreadyExistsError as error:  # about what was to be made
+        _fail(error, ExitCode.FAILED, file=None, json_output=json_output)
     except (SnapshotterError, FileNotFoundError) as error:
         _fail(error, ExitCode.FAILED, file=file, json_output=json_output)
     except OSError as error:

@@ -70,6 +70,8 @@ class VhdxLayout:
     block_size: int
     logical_sector_size: int
     physical_sector_size: int
+    leave_blocks_allocated: bool
+    parent_locator: bytes | None
     before_metadata: tuple[tuple[int, bytes], ...]
     after_metadata: tuple[tuple[int, bytes], ...]
 
@@ -97,7 +99,9 @@ class VhdxLayout:
             logical_sector_size=self.logical_sector_size,
             physical_sector_size=self.physical_sector_size,
             disk_id=identity.disk_id,
-        ).pack_items()
+            leave_blocks_allocated=self.leave_blocks_allocated,
+            has_parent=self.parent_locator is not None,
+        ).pack_items(parent_locator=self.parent_locator or b"")
         identifier, *tables = self.before_metadata
         pieces = (
             identifier,
@@ -128,38 +132,35 @@ def layout_vhdx(
     logical_sector_size: int = 512,
     physical_sector_size: int = 4096,
     creator: str = DEFAULT_CREATOR,
+    fixed: bool = False,
+    parent_locator: bytes | None = None,
 ) -> VhdxLayout:
-    """Return the layout of a dynamic VHDX that holds `content`.
+    """Return the layout of a VHDX that holds `content`: dynamic, `fixed`, or a child.
 
     Blocks with a piece are FULLY_PRESENT, further blocks that `content.zeros` touches are ZERO
     and take no room, the rest is NOT_PRESENT. `block_size` is a power of two from 1 to 256 MiB,
-    sector sizes are 512 or 4096.
+    sector sizes are 512 or 4096. In a fixed disk every block is FULLY_PRESENT, in the order of
+    the disk, and stays so (LeaveBlockAllocated, [MS-VHDX] 2.6.2.1). `parent_locator` is the packed
+    item of a differencing disk: then `content` must be whole blocks, and what it leaves out is
+    the parent's.
 
     Raises InvalidArgumentError for a size that the format cannot hold (a multiple of the logical
     sector size up to 64 TiB it can) or content that breaks the rules of `DiskContent`.
     """
     _check_arguments(content, block_size, logical_sector_size, physical_sector_size)
-    geometry = BatGeometry(content.size, block_size, logical_sector_size)
+    has_parent = parent_locator is not None
+    if has_parent:
+        _check_child(content, block_size, fixed=fixed)
+    geometry = BatGeometry(content.size, block_size, logical_sector_size, has_parent)
     bat_length = max(1, -(-geometry.entries * ENTRY_SIZE // ALIGNMENT)) * ALIGNMENT
     bat = BatBuilder(geometry)
-    for offset, length in content.zeros:
-        if length:
-            bat.set_zero(offset // block_size, (offset + length - 1) // block_size + 1)
-
-    payload: list[tuple[int, bytes]] = []
-    end = _BAT_OFFSET + bat_length
-    last_block = -1
-    for offset, data in content.pieces:
-        done = 0
-        while done < len(data):
-            block, within = divmod(offset + done, block_size)
-            if block != last_block:
-                bat.set_present(block, end)
-                last_block, end = block, end + block_size
-            count = min(block_size - within, len(data) - done)
-            part = data if count == len(data) else data[done : done + count]
-            payload.append((end - block_size + within, part))
-            done += count
+    start = _BAT_OFFSET + bat_length
+    if fixed:
+        bat.set_run(0, geometry.payload_blocks, start)
+        payload = [(start + offset, data) for offset, data in content.pieces if data]
+        end = start + geometry.payload_blocks * block_size
+    else:
+        payload, end = _place_blocks(content, bat, block_size=block_size, start=start)
 
     regions = RegionTable(
         (
@@ -174,12 +175,37 @@ def layout_vhdx(
         block_size=block_size,
         logical_sector_size=logical_sector_size,
         physical_sector_size=physical_sector_size,
+        leave_blocks_allocated=fixed,
+        parent_locator=parent_locator,
         before_metadata=(
             (0, FileIdentifier(creator).pack()),
             *((at, table) for at in REGION_TABLE_OFFSETS),
         ),
         after_metadata=(*bat.pieces(_BAT_OFFSET), *payload),
     )
+
+
+def _place_blocks(
+    content: DiskContent, bat: BatBuilder, *, block_size: int, start: int
+) -> tuple[list[tuple[int, bytes]], int]:
+    """Return the payload by file offset, from `start` on, and where it ends; fill in the table."""
+    for offset, length in content.zeros:
+        if length:
+            bat.set_zero(offset // block_size, (offset + length - 1) // block_size + 1)
+    payload: list[tuple[int, bytes]] = []
+    end, last_block = start, -1
+    for offset, data in content.pieces:
+        done = 0
+        while done < len(data):
+            block, within = divmod(offset + done, block_size)
+            if block != last_block:
+                bat.set_present(block, end)
+                last_block, end = block, end + block_size
+            count = min(block_size - within, len(data) - done)
+            part = data if count == len(data) else data[done : done + count]
+            payload.append((end - block_size + within, part))
+            done += count
+    return payload, end
 
 
 def emit_vhdx(
@@ -189,6 +215,8 @@ def emit_vhdx(
     logical_sector_size: int = 512,
     physical_sector_size: int = 4096,
     creator: str = DEFAULT_CREATOR,
+    fixed: bool = False,
+    parent_locator: bytes | None = None,
     identity: VhdxIdentity | None = None,
 ) -> DiskContent:
     """Return the content of a whole VHDX file that holds `content`; `write_content` stores it.
@@ -201,6 +229,8 @@ def emit_vhdx(
         logical_sector_size=logical_sector_size,
         physical_sector_size=physical_sector_size,
         creator=creator,
+        fixed=fixed,
+        parent_locator=parent_locator,
     )
     return layout.stamp(identity or VhdxIdentity.fresh())
 
@@ -212,8 +242,12 @@ def create_vhdx(
     block_size: int = MIB,
     logical_sector_size: int = 512,
     physical_sector_size: int = 4096,
+    fixed: bool = False,
 ) -> None:
-    """Create an empty dynamic disk of `size` bytes at `path`, durably; all of it reads as zeros.
+    """Create an empty disk of `size` bytes at `path`, durably; all of it reads as zeros.
+
+    It is dynamic, or `fixed`: then the file has its full length at once, sparsely where the file
+    system can, and never gives a block back.
 
     Raises InvalidArgumentError, AlreadyExistsError, UnavailableError; on failure nothing is left.
     """
@@ -222,6 +256,7 @@ def create_vhdx(
         block_size=block_size,
         logical_sector_size=logical_sector_size,
         physical_sector_size=physical_sector_size,
+        fixed=fixed,
     )
     write_content(path, content)
 
@@ -247,4 +282,17 @@ def _check_arguments(
         if offset < 0 or length < 0 or offset + length > content.size:
             raise InvalidArgumentError(
                 f"{length} bytes at {offset} are not on a disk of {content.size} bytes"
+            )
+
+
+def _check_child(content: DiskContent, block_size: int, *, fixed: bool) -> None:
+    if fixed:
+        raise InvalidArgumentError("a differencing disk cannot be fixed: it grows by what differs")
+    stretches = [(offset, len(data)) for offset, data in content.pieces] + list(content.zeros)
+    for offset, length in stretches:
+        ends = offset + length == content.size or not (offset + length) % block_size
+        if offset % block_size or not ends:
+            raise InvalidArgumentError(
+                f"{length} bytes at {offset} are not whole blocks of {block_size}: the rest of a"
+                " child's block would hide its parent's"
             )

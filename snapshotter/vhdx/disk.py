@@ -1,88 +1,101 @@
-"""A VHDX file as the disk it holds, read only.
+"""A VHDX file as the disk it holds.
 
 Opening checks every structure once, so that a damaged file is refused as a whole instead of
-giving wrong data later; the file itself is never changed, a dirty log is replayed in memory.
+giving wrong data later. Opened for reading the file is never changed, a dirty log is replayed in
+memory; opened for writing the log is replayed on disk first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 from uuid import UUID
 
 import numpy as np
 
-from snapshotter.blockio import BlockReader, LocalBlockFile
-from snapshotter.errors import InvalidArgumentError, VhdxCorruptError, VhdxError
-from snapshotter.vhdx.bat import ENTRY_SIZE, BatGeometry, BatReader, PayloadState
-from snapshotter.vhdx.format import (
-    HEADER_OFFSETS,
-    HEADER_SECTION_SIZE,
-    REGION_TABLE_OFFSETS,
-    FileIdentifier,
+from snapshotter.blockio import BlockFile, BlockReader, LocalBlockFile
+from snapshotter.errors import (
+    FailedPreconditionError,
+    InvalidArgumentError,
+    StorageError,
+    UnavailableError,
+    VhdxCorruptError,
+    VhdxUnsupportedError,
 )
-from snapshotter.vhdx.header import NO_GUID, Header, current_header
-from snapshotter.vhdx.log import active_sequence, check_replayable
-from snapshotter.vhdx.metadata import TABLE_SIZE, DiskParameters, MetadataTable
-from snapshotter.vhdx.region import (
-    BAT_REGION,
-    METADATA_REGION,
-    Extent,
-    RegionEntry,
-    RegionTable,
-    check_disjoint,
-)
-from snapshotter.vhdx.replay import ReplayedFile
+from snapshotter.vhdx.bat import PayloadState
+from snapshotter.vhdx.batcheck import BatCheck
+from snapshotter.vhdx.battable import BatTable
+from snapshotter.vhdx.info import VhdxInfo
+from snapshotter.vhdx.pages import MetadataPages
+from snapshotter.vhdx.sectorbitmap import SectorBitmaps
+from snapshotter.vhdx.session import WriteSession
+from snapshotter.vhdx.space import FileSpace
+from snapshotter.vhdx.structures import Structures, read_structures
+from snapshotter.vhdx.writer import VhdxWriter
 
 
 @dataclass(frozen=True, slots=True)
-class VhdxInfo:
-    """What a VHDX file says about itself; sizes in bytes.
+class OwnRange:
+    """A stretch of a disk that the file itself decides, not its parent: data, or zeros."""
 
-    `log_dirty` is true where the log has to be replayed before anyone writes to the disk,
-    `replayed_entries` is how many entries that takes. `blocks` counts payload blocks by state.
-    """
-
-    size: int
-    block_size: int
-    logical_sector_size: int
-    physical_sector_size: int
-    disk_id: UUID
-    leave_blocks_allocated: bool
-    creator: str
-    file_size: int
-    sequence_number: int
-    file_write_guid: UUID
-    data_write_guid: UUID
-    log_length: int
-    log_dirty: bool
-    replayed_entries: int
-    blocks: Mapping[PayloadState, int]
+    offset: int
+    length: int
+    is_zero: bool
 
 
 class VhdxDisk:
-    """A VHDX file open for reading: a `BlockReader` of the disk and a context manager."""
+    """An open VHDX file: a `BlockReader` of the disk and a context manager.
 
-    def __init__(self, file: BlockReader, bat: BatReader, info: VhdxInfo) -> None:
+    A differencing disk needs its `parent`, any `BlockReader` of the disk it was made from.
+    """
+
+    def __init__(
+        self,
+        file: BlockReader,
+        info: VhdxInfo,
+        table: BatTable,
+        bitmaps: SectorBitmaps,
+        *,
+        parent: BlockReader | None = None,
+    ) -> None:
         self._file = file
-        self._bat = bat
-        self._place = bat.place
+        self._read_raw = file.read_at  # these two are looked up for every read
+        self._table = table
+        self._place = table.place
+        self._bitmaps = bitmaps
         self._info = info
         self._size = info.size
         self._block_size = info.block_size
+        self._block_shift = info.block_size.bit_length() - 1
+        self._within_block = info.block_size - 1
+        self._parent = parent
+        self._writer: VhdxWriter | None = None
         self._owned: LocalBlockFile | None = None
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open the VHDX file at `path`; closing the disk closes it.
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        writable: bool = False,
+        parent: BlockReader | None = None,
+    ) -> Self:
+        """Open the VHDX file at `path`; closing the disk closes it, but not the `parent`.
 
-        Raises VhdxCorruptError, VhdxUnsupportedError, UnavailableError, FileNotFoundError.
+        With `writable` nobody else can, and a dirty log is replayed on disk.
+
+        Raises VhdxCorruptError, VhdxUnsupportedError, UnavailableError, FileNotFoundError,
+        FailedPreconditionError where the file is open for writing already.
         """
-        file = LocalBlockFile.open(path)
+        file = LocalBlockFile.open(path, writable=writable)
         try:
-            disk = cls.load(file)
+            if writable:
+                disk = cls.load_writable(file, parent=parent)
+            else:
+                disk = cls.load(file, parent=parent)
         except BaseException:
             file.close()
             raise
@@ -90,55 +103,73 @@ class VhdxDisk:
         return disk
 
     @classmethod
-    def load(cls, file: BlockReader) -> Self:
+    def load(cls, file: BlockReader, *, parent: BlockReader | None = None) -> Self:
         """Return the disk in `file`, which stays the caller's and must stay open.
 
-        Raises VhdxCorruptError, VhdxUnsupportedError for a disk with a parent, an unknown version
-        or an unknown structure that is required.
+        Raises VhdxCorruptError, VhdxUnsupportedError for a differencing disk without its parent,
+        an unknown version or an unknown structure that is required.
         """
-        identifier = FileIdentifier.unpack(file.read_at(0, FileIdentifier.SIZE))
-        first, second = (file.read_at(at, Header.SIZE) for at in HEADER_OFFSETS)
-        header = current_header(first, second)
-        replayed, entries = _replay(file, header)
-        regions = _read_region_table(replayed)
-        structures = [
-            Extent("header section", 0, HEADER_SECTION_SIZE),
-            Extent("log", header.log_offset, header.log_length),
-            *(entry.extent for entry in regions.entries),
-        ]
-        check_disjoint(extent for extent in structures if extent.length)
-        parameters = _read_metadata(replayed, regions.find(METADATA_REGION))
-        bat = _open_bat(replayed, regions.find(BAT_REGION), parameters)
-        blocks = bat.check([extent for extent in structures if extent.length])
-        info = VhdxInfo(
-            size=parameters.disk_size,
-            block_size=parameters.block_size,
-            logical_sector_size=parameters.logical_sector_size,
-            physical_sector_size=parameters.physical_sector_size,
-            disk_id=parameters.disk_id,
-            leave_blocks_allocated=parameters.leave_blocks_allocated,
-            creator=identifier.creator,
-            file_size=file.size,
-            sequence_number=header.sequence_number,
-            file_write_guid=header.file_write_guid,
-            data_write_guid=header.data_write_guid,
-            log_length=header.log_length,
-            log_dirty=header.log_guid != NO_GUID,
-            replayed_entries=entries,
-            blocks=blocks,
+        found = read_structures(file)
+        require_parent(found, parent)
+        pages = MetadataPages(found.file)
+        table = BatTable(found.file, found.bat_region.offset, found.geometry, pages=pages)
+        check = BatCheck(table, file_size=found.file.size, structures=found.extents)
+        info = VhdxInfo.of(found, check.require(), file_size=file.size)
+        return cls(found.file, info, table, SectorBitmaps(table, pages), parent=parent)
+
+    @classmethod
+    def load_writable(cls, file: BlockFile, *, parent: BlockReader | None = None) -> Self:
+        """Return the disk in `file` to read and write; raises as `load`.
+
+        Everything is checked before the first byte is changed, and a dirty log is replayed on
+        disk. The caller sees to it that nobody else writes to `file`.
+        """
+        found = read_structures(file)
+        require_parent(found, parent)
+        checked = BatTable(found.file, found.bat_region.offset, found.geometry)
+        check = BatCheck(checked, file_size=found.file.size, structures=found.extents)
+        use = check.require()
+        session = WriteSession.start(file, found)
+        pages = MetadataPages(file)
+        table = BatTable(file, found.bat_region.offset, found.geometry, pages=pages)
+        bitmaps = SectorBitmaps(table, pages)
+        info = VhdxInfo.of(found, use, file_size=file.size)
+        disk = cls(file, info, table, bitmaps, parent=parent)
+        disk._writer = VhdxWriter(
+            file,
+            found,
+            table,
+            bitmaps,
+            pages,
+            space=FileSpace(use, found.extents, block_size=info.block_size),
+            session=session,
+            disk=disk,
         )
-        return cls(replayed, bat, info)
+        return disk
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(StorageError, UnavailableError):  # the first error says more
+            self.close()
 
     def close(self) -> None:
-        """Close the file that `open` opened; a second call does nothing."""
-        if self._owned is not None:
-            self._owned.close()
+        """Make every change durable, leave no log to replay, and close the file `open` opened.
+
+        A second call does nothing. Raises UnavailableError; the file is closed then too, and its
+        log is replayed at the next open.
+        """
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                writer.close()
+        finally:
+            if self._owned is not None:
+                self._owned.close()
 
     @property
     def size(self) -> int:
@@ -151,7 +182,7 @@ class VhdxDisk:
         return self._block_size
 
     def info(self) -> VhdxInfo:
-        """Return what the file says about itself and its disk."""
+        """Return what the file said about itself and its disk when it was opened."""
         return self._info
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -159,19 +190,65 @@ class VhdxDisk:
 
         Raises InvalidArgumentError for a negative offset or length.
         """
+        within = offset & self._within_block
+        if 0 < length <= self._block_size - within and 0 <= offset <= self._size - length:
+            place = self._place(offset >> self._block_shift)
+            if place >= 0:
+                raw = self._read_raw(place + within, length)
+                return raw if len(raw) == length else self._read_file(place + within, length)
         if offset < 0 or length < 0:
             raise InvalidArgumentError(f"cannot read {length} bytes at {offset}")
         length = min(length, self._size - offset)
         if length <= 0:
             return b""
-        block, within = divmod(offset, self._block_size)
-        if within + length <= self._block_size:
-            place = self._place(block)
-            return bytes(length) if place < 0 else self._read_file(place + within, length)
+        if self._parent is not None:
+            return self._read_child(offset, length)
         return b"".join(
             bytes(count) if place < 0 else self._read_file(place, count)
             for place, count in self._runs(offset, length)
         )
+
+    def announce(self, data_write_guid: UUID) -> None:
+        """Give the file this DataWriteGuid, durably, before its data changes for the first time.
+
+        For those who must know it in advance; else the first change makes one up. Raises
+        FailedPreconditionError for a disk opened for reading, UnavailableError.
+        """
+        self._writable(0, 0).announce(data_write_guid)
+
+    def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data` at `offset` of the disk; it is durable after `flush` or `close`.
+
+        Raises InvalidArgumentError where that is not on the disk, FailedPreconditionError for a
+        disk opened for reading, UnavailableError.
+        """
+        view = memoryview(data).cast("B")
+        self._writable(offset, len(view)).write(offset, view)
+
+    def trim(self, offset: int, length: int) -> None:
+        """Make `length` bytes from `offset` read as zeros; whole blocks give their room back.
+
+        Not in a fixed disk: its blocks stay where they are. Raises as `write_at`.
+        """
+        self._writable(offset, length).trim(offset, length)
+
+    def flush(self) -> None:
+        """Return only when everything written so far would survive a power cut.
+
+        Raises FailedPreconditionError for a disk opened for reading, UnavailableError.
+        """
+        self._writable(0, 0).flush()
+
+    def _writable(self, offset: int, length: int) -> VhdxWriter:
+        if self._writer is None:
+            raise FailedPreconditionError(
+                "the disk is open for reading alone; open it with writable=True"
+            )
+        if offset < 0 or length < 0 or offset + length > self._size:
+            raise InvalidArgumentError(
+                f"{length} bytes at {offset} are not on a disk of {self._size} bytes"
+            )
+        return self._writer
 
     def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
         """Yield (file offset or -1, length) of a stretch of the disk, neighbours joined."""
@@ -193,6 +270,33 @@ class VhdxDisk:
             length -= count
         yield run_place, run_length
 
+    def _read_child(self, offset: int, length: int) -> bytes:
+        """Read a stretch of a differencing disk, block by block."""
+        parts: list[bytes] = []
+        while length:
+            block, within = divmod(offset, self._block_size)
+            count = min(length, self._block_size - within)
+            state, place = self._table.entry(self._table.geometry.index(block))
+            if state == PayloadState.FULLY_PRESENT:
+                parts.append(self._read_file(place + within, count))
+            elif state == PayloadState.NOT_PRESENT:
+                parts.append(self._read_parent(offset, count))
+            elif state == PayloadState.PARTIALLY_PRESENT:
+                start = offset - within
+                parts += (
+                    self._read_file(place + at, run) if own else self._read_parent(start + at, run)
+                    for at, run, own in self._bitmaps.runs(block, within, count)
+                )
+            else:
+                parts.append(bytes(count))
+            offset, length = offset + count, length - count
+        return b"".join(parts)
+
+    def _read_parent(self, offset: int, length: int) -> bytes:
+        assert self._parent is not None  # asked for at open
+        # A parent that is shorter than its child, as after a resize, ends in zeros.
+        return self._parent.read_at(offset, length).ljust(length, b"\0")
+
     def _read_file(self, offset: int, length: int) -> bytes:
         raw = self._file.read_at(offset, length)
         if len(raw) < length:  # places are checked at open: the file shrank since
@@ -202,14 +306,52 @@ class VhdxDisk:
         return raw
 
     def allocated_ranges(self) -> Iterator[tuple[int, int]]:
-        """Yield (offset, length) of the disk's stretches that have data in the file, ascending.
+        """Yield (offset, length) of the disk's stretches that may hold data, ascending.
 
         Everything between them reads as zeros. Neighbours are joined, so that a caller who copies
-        a disk has one stretch per gap.
+        a disk has one stretch per gap. Of a differencing disk these are whole blocks: those that
+        the parent decides count as data.
         """
+        states = {PayloadState.FULLY_PRESENT, PayloadState.PARTIALLY_PRESENT}
+        if self._parent is not None:
+            states.add(PayloadState.NOT_PRESENT)
+        yield from self._ranges(states)
+
+    @property
+    def file(self) -> LocalBlockFile | None:
+        """The file that `open` opened, where its bytes are those of the disk.
+
+        None in a differencing disk, and where a log is replayed in memory.
+        """
+        return self._owned if self._parent is None and self._file is self._owned else None
+
+    def file_ranges(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield (offset in `file` or -1, length) of a stretch of the disk; -1 reads as zeros."""
+        return self._runs(offset, length)
+
+    def own_ranges(self) -> Iterator[OwnRange]:
+        """Yield what the file itself decides of a differencing disk, ascending.
+
+        Everything between is as in the parent. Without a parent: what is FULLY_PRESENT or ZERO.
+        """
+        geometry = self._table.geometry
+        for first, words in self._table.payload_words():
+            states = words & np.uint64(7)
+            for at in np.flatnonzero(states != PayloadState.NOT_PRESENT).tolist():
+                block, state = first + at, int(states[at])
+                start, length = self._clip(block, block + 1)
+                if state != PayloadState.PARTIALLY_PRESENT:
+                    yield OwnRange(start, length, state != PayloadState.FULLY_PRESENT)
+                    continue
+                for within, run, own in self._bitmaps.runs(block, 0, length):
+                    if own:
+                        yield OwnRange(block * geometry.block_size + within, run, is_zero=False)
+
+    def _ranges(self, wanted: set[PayloadState]) -> Iterator[tuple[int, int]]:
+        states = np.array(sorted(wanted), dtype=np.uint64)
         open_start, open_end = 0, 0
-        for first, words in self._bat.payload_words():
-            present = (words & np.uint64(7)) == PayloadState.FULLY_PRESENT
+        for first, words in self._table.payload_words():
+            present = np.isin(words & np.uint64(7), states)
             edges = np.flatnonzero(np.diff(present, prepend=False, append=False)) + first
             for start, end in edges.reshape(-1, 2).tolist():
                 if start != open_end and open_end > open_start:
@@ -225,63 +367,10 @@ class VhdxDisk:
         return start, min(end_block * self._block_size, self._size) - start
 
 
-def _replay(file: BlockReader, header: Header) -> tuple[BlockReader, int]:
-    """Return the file as it reads after replaying its log, and how many entries that took."""
-    if header.log_guid == NO_GUID:
-        return file, 0
-    at = header.log_offset
-    check_replayable(header.log_length, at=at)
-    ring = file.read_at(at, header.log_length)
-    if len(ring) < header.log_length:
-        raise VhdxCorruptError("log", "the file ends inside", section="2.3", offset=at)
-    sequence = active_sequence(ring, log_guid=header.log_guid, at=at)
-    if not sequence:
-        return file, 0
-    return ReplayedFile.check(file, sequence, at=at), len(sequence)
-
-
-def _read_region_table(file: BlockReader) -> RegionTable:
-    """Return the first region table that is intact: the second is a copy."""
-    failure: VhdxError | None = None
-    for at in REGION_TABLE_OFFSETS:
-        try:
-            return RegionTable.unpack(file.read_at(at, RegionTable.SIZE), at=at)
-        except VhdxCorruptError as error:
-            failure = failure or error
-    assert failure is not None
-    raise failure
-
-
-def _read_metadata(file: BlockReader, region: RegionEntry) -> DiskParameters:
-    if region.length < TABLE_SIZE or region.extent.end > file.size:
-        raise VhdxCorruptError(
-            "metadata region",
-            f"{region.length} bytes in a file of {file.size}",
-            section="2.6",
-            offset=region.offset,
+def require_parent(found: Structures, parent: BlockReader | None) -> None:
+    """Raise VhdxUnsupportedError for a differencing disk without its parent."""
+    if found.parameters.has_parent and parent is None:
+        raise VhdxUnsupportedError(
+            "a differencing disk: it can be read only together with its parent;"
+            " open it through its chain"
         )
-    table = MetadataTable.unpack(
-        file.read_at(region.offset, TABLE_SIZE), at=region.offset, region_length=region.length
-    )
-    places = table.locate()
-    items = {
-        item_id: file.read_at(region.offset + offset, length)
-        for item_id, (offset, length) in places.items()
-    }
-    return DiskParameters.from_items(
-        items, places={item_id: region.offset + offset for item_id, (offset, _) in places.items()}
-    )
-
-
-def _open_bat(file: BlockReader, region: RegionEntry, parameters: DiskParameters) -> BatReader:
-    geometry = BatGeometry(
-        parameters.disk_size, parameters.block_size, parameters.logical_sector_size
-    )
-    if region.length < geometry.entries * ENTRY_SIZE or region.extent.end > file.size:
-        raise VhdxCorruptError(
-            "BAT region",
-            f"{region.length} bytes for {geometry.entries} entries in a file of {file.size}",
-            section="2.5",
-            offset=region.offset,
-        )
-    return BatReader(file, region.offset, geometry)

@@ -19,6 +19,7 @@ from snapshotter.units import KIB, MIB, TIB
 
 ALIGNMENT: Final = MIB
 HEADER_SECTION_SIZE: Final = MIB
+IDENTIFIER_AREA: Final = 64 * KIB
 HEADER_OFFSETS: Final = (64 * KIB, 128 * KIB)
 REGION_TABLE_OFFSETS: Final = (192 * KIB, 256 * KIB)
 

@@ -213,6 +213,7 @@ class DiskParameters:
     physical_sector_size: int
     disk_id: UUID
     leave_blocks_allocated: bool = False
+    has_parent: bool = False
 
     def problem(self) -> tuple[UUID, object] | None:
         """Return the item that breaks [MS-VHDX] 2.6.2 and its value, None where all are legal."""
@@ -227,9 +228,13 @@ class DiskParameters:
             return VIRTUAL_DISK_SIZE, self.disk_size
         return None
 
-    def pack_items(self) -> tuple[MetadataTable, bytes]:
-        """Return the table of the items and the bytes that follow it at offset 64 KiB."""
+    def pack_items(self, *, parent_locator: bytes = b"") -> tuple[MetadataTable, bytes]:
+        """Return the table of the items and the bytes that follow it at offset 64 KiB.
+
+        `parent_locator` is the packed item of a differencing disk.
+        """
         flags = _LEAVE_BLOCKS_ALLOCATED if self.leave_blocks_allocated else 0
+        flags |= _HAS_PARENT if self.has_parent else 0
         values = {
             FILE_PARAMETERS: _FILE_PARAMETERS.pack(self.block_size, flags),
             VIRTUAL_DISK_SIZE: _U64.pack(self.disk_size),
@@ -242,13 +247,16 @@ class DiskParameters:
         for item_id, item in _ITEMS.items():
             entries.append(MetadataEntry(item_id, offset, item.length, item.flags))
             offset += item.length
+        if self.has_parent:
+            entries.append(MetadataEntry(PARENT_LOCATOR, offset, len(parent_locator), _IS_REQUIRED))
+            values[PARENT_LOCATOR] = parent_locator
         return MetadataTable(tuple(entries)), b"".join(values.values())
 
     @classmethod
     def from_items(cls, items: Mapping[UUID, bytes], *, places: Mapping[UUID, int]) -> Self:
         """Decode the items that `MetadataTable.locate` lists; `places` are their file offsets.
 
-        Raises VhdxCorruptError, VhdxUnsupportedError for a disk with a parent.
+        Raises VhdxCorruptError.
         """
         block_size, flags = _FILE_PARAMETERS.unpack(items[FILE_PARAMETERS])
         if flags & ~(_LEAVE_BLOCKS_ALLOCATED | _HAS_PARENT):
@@ -258,11 +266,6 @@ class DiskParameters:
                 section="2.6.2.1",
                 offset=places[FILE_PARAMETERS] + 4,
             )
-        if flags & _HAS_PARENT:
-            raise VhdxUnsupportedError(
-                "a differencing disk: it can be read only together with its parent;"
-                " merge it into its parent first"
-            )
         parameters = cls(
             disk_size=_U64.unpack(items[VIRTUAL_DISK_SIZE])[0],
             block_size=block_size,
@@ -270,6 +273,7 @@ class DiskParameters:
             physical_sector_size=_U32.unpack(items[PHYSICAL_SECTOR_SIZE])[0],
             disk_id=UUID(bytes_le=items[VIRTUAL_DISK_ID]),
             leave_blocks_allocated=bool(flags & _LEAVE_BLOCKS_ALLOCATED),
+            has_parent=bool(flags & _HAS_PARENT),
         )
         problem = parameters.problem()
         if problem is not None:

@@ -1,16 +1,18 @@
-"""Storing the content of a file atomically: it appears whole under its name, or not at all."""
+"""Making a file atomically: it appears whole under its name, or not at all."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from snapshotter.blockio import DiskContent
+from snapshotter.blockio import BlockFile, DiskContent, LocalBlockFile
 from snapshotter.errors import AlreadyExistsError, UnavailableError
+from snapshotter.vhdx.format import IDENTIFIER_AREA
 
-_BINARY: int = getattr(os, "O_BINARY", 0)
 _CLOSE_ON_EXEC: int = getattr(os, "O_CLOEXEC", 0)
 
 
@@ -21,22 +23,41 @@ def write_content(
     durable: bool = True,
     overwrite: bool = False,
 ) -> None:
-    """Store `content` as a new file at `path`.
+    """Store `content` as a new file at `path`, as `staged_file` does.
 
-    It is written under a temporary name beside (`.NAME.<hex>.tmp`, left only by a process that was
-    killed) and then renamed, so that nobody sees half of it and a failure leaves no part of it.
-    What is not in a piece is left to the file system, as a hole where it has holes. `durable`
-    returns only when file and name would survive a power cut.
+    What is not in a piece is left to the file system, as a hole where it has holes.
+    """
+    with staged_file(path, durable=durable, overwrite=overwrite) as file:
+        file.truncate(content.size)
+        for offset, data in content.pieces:
+            file.write_at(offset, data)
+
+
+@contextmanager
+def staged_file(
+    path: str | os.PathLike[str], *, durable: bool = True, overwrite: bool = False
+) -> Iterator[LocalBlockFile]:
+    """Give an empty file to fill, which becomes `path` when the block ends without an exception.
+
+    Until then it has a temporary name beside it (`.NAME.<hex>.tmp`, left only by a process that
+    was killed), so that nobody sees half of it; after any exception, an interrupt too, no part of
+    it is left. `durable` returns only when file and name would survive a power cut.
 
     Raises AlreadyExistsError where `path` exists (unless `overwrite`), UnavailableError where the
     system refuses: disk full, no such directory, no permission.
     """
     target = Path(path)
     if not overwrite and os.path.lexists(target):
-        raise AlreadyExistsError(f"{target} exists already")
+        raise AlreadyExistsError(f"{target} exists already; remove it or choose another name")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
-        _fill(temporary, content, durable=durable)
+        file = _create(temporary, target)
+        try:
+            yield file
+            if durable:
+                file.flush()
+        finally:
+            file.close()
         if overwrite:
             temporary.replace(target)
         else:
@@ -44,27 +65,47 @@ def write_content(
         if durable:
             _flush_directory(target.parent)
     except FileExistsError as error:
-        raise AlreadyExistsError(f"{target} exists already") from error
+        raise AlreadyExistsError(
+            f"{target} exists already; remove it or choose another name"
+        ) from error
     except OSError as error:
         raise UnavailableError(f"cannot write {target}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _fill(path: Path, content: DiskContent, *, durable: bool) -> None:
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _CLOSE_ON_EXEC
-    descriptor = os.open(path, flags, 0o644)
-    try:
-        os.ftruncate(descriptor, content.size)
-        for offset, data in content.pieces:
-            os.lseek(descriptor, offset, os.SEEK_SET)  # os.pwrite is not there on Windows
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-        if durable:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+if sys.platform == "win32":
+
+    def _create(temporary: Path, target: Path) -> LocalBlockFile:
+        """Return the new, empty file `temporary`; errors name the one that was asked for."""
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        file = LocalBlockFile.open(temporary, writable=True)
+        file.path = target
+        return file
+
+else:
+
+    def _create(temporary: Path, target: Path) -> LocalBlockFile:
+        """Return the new, empty file `temporary`; errors name the one that was asked for."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        return LocalBlockFile(os.open(temporary, flags, 0o644), target)
+
+
+def write_into(file: BlockFile, content: DiskContent) -> None:
+    """Store `content`, a whole VHDX, in an empty `file` that has no name to rename, durably.
+
+    The file identifier goes last, behind a flush: until it is there a cut leaves no VHDX, and with
+    it all of one. Raises UnavailableError.
+    """
+    identifier = [piece for piece in content.pieces if piece[0] < IDENTIFIER_AREA]
+    file.truncate(0)
+    file.truncate(content.size)
+    for offset, data in content.pieces[len(identifier) :]:
+        file.write_at(offset, data)
+    file.flush()
+    for offset, data in identifier:
+        file.write_at(offset, data)
+    file.flush()
 
 
 def _rename_without_overwrite(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 
-from snapshotter.blockio import BlockReader
+from snapshotter.blockio import BlockFile, BlockReader
 from snapshotter.errors import VhdxCorruptError
 from snapshotter.vhdx.log import SECTOR, LogEntry, SectorUpdate
 
@@ -91,6 +91,21 @@ class ReplayedFile:
             low, high = max(start, offset), min(start + SECTOR, end)
             merged[low - offset : high - offset] = self._sectors[start][low - start : high - start]
         return bytes(merged)
+
+    def apply(self, file: BlockFile) -> None:
+        """Make `file`, the one this was made from, read like this; the caller flushes it.
+
+        Zeros are written only where the file is already: what grows it is zeros anyway, so that
+        the work is bounded by the length of the file whatever a log asks for.
+        """
+        size = file.size
+        if size < self._size:
+            file.truncate(self._size)
+        for start, end, _order in self._zeros:
+            if start < min(end, size):
+                file.write_zeros(start, min(end, size) - start)
+        for offset in self._sector_offsets:
+            file.write_at(offset, self._sectors[offset])
 
     def _zeroed_at(self, offset: int) -> int:
         index = bisect_right(self._zero_starts, offset) - 1

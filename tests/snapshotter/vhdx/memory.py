@@ -24,6 +24,11 @@ class MemoryFile:
             file.write_at(offset, data)
         return file
 
+    def become(self, other: MemoryFile) -> None:
+        """Take the content of another file."""
+        self._pages = {number: bytearray(page) for number, page in other._pages.items()}
+        self._size = other._size
+
     @property
     def size(self) -> int:
         return self._size
@@ -53,6 +58,16 @@ class MemoryFile:
             page = self._pages.setdefault(number, bytearray(PAGE))
             page[within : within + count] = view[:count]
             offset, view = offset + count, view[count:]
+
+    def write_zeros(self, offset: int, length: int) -> None:
+        assert offset + length <= self._size
+        while length:
+            count = min(PAGE - offset % PAGE, length)
+            if count == PAGE:
+                self._pages.pop(offset // PAGE, None)
+            elif offset // PAGE in self._pages:
+                self.write_at(offset, bytes(count))
+            offset, length = offset + count, length - count
 
     def truncate(self, size: int) -> None:
         for number in [number for number in self._pages if number * PAGE >= size]:

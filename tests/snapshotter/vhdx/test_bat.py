@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from snapshotter.errors import VhdxCorruptError
 from snapshotter.units import GIB, MIB, TIB
-from snapshotter.vhdx.bat import BatBuilder, BatGeometry, BatReader, PayloadState
+from snapshotter.vhdx.bat import BatBuilder, BatGeometry, PayloadState
+from snapshotter.vhdx.batcheck import BatCheck
+from snapshotter.vhdx.battable import BatTable
 from snapshotter.vhdx.region import Extent
 
 from .memory import MemoryFile
@@ -21,12 +23,19 @@ HEADERS = Extent("header section", 0, MIB)
 
 def reader(
     words: dict[int, int], *, size: int = 64 * MIB, geometry: BatGeometry = GEOMETRY
-) -> BatReader:
+) -> tuple[BatTable, MemoryFile]:
     """A table in which the entries at these indices have these values."""
     file = MemoryFile(size)
     for index, word in words.items():
         file.write_at(AT + 8 * index, struct.pack("<Q", word))
-    return BatReader(file, AT, geometry)
+    return BatTable(file, AT, geometry), file
+
+
+def check(
+    table: tuple[BatTable, MemoryFile], structures: Sequence[Extent]
+) -> dict[PayloadState, int]:
+    bat, file = table
+    return BatCheck(bat, file_size=file.size, structures=structures).require().counts
 
 
 def present(mib: int) -> int:
@@ -77,10 +86,10 @@ def test_a_built_table_reads_back(block_size: int, blocks: int, data: st.DataObj
     file = MemoryFile(4096 * MIB)
     for offset, raw in builder.pieces(AT):
         file.write_at(offset, raw)
-    table = BatReader(file, AT, geometry)
+    table = BatTable(file, AT, geometry)
     for block in [first, last, *chosen]:
         assert table.place(block) == places.get(block, -1)
-    counts = table.check([HEADERS])
+    counts = check((table, file), [HEADERS])
     zero = last + 1 - first - sum(first <= block <= last for block in chosen)
     assert counts.get(PayloadState.ZERO, 0) == zero
     assert counts.get(PayloadState.FULLY_PRESENT, 0) == len(chosen)
@@ -88,15 +97,15 @@ def test_a_built_table_reads_back(block_size: int, blocks: int, data: st.DataObj
 
 
 def test_the_entry_of_a_sector_bitmap_follows_each_chunk() -> None:
-    table = reader({4095: present(4), 4097: present(5)})
+    table, _ = reader({4095: present(4), 4097: present(5)})
     assert [table.place(block) for block in (4094, 4095, 4096)] == [-1, 4 * MIB, 5 * MIB]
 
 
 @pytest.mark.parametrize("state", [0, 1, 2, 3])
 def test_blocks_without_data_read_as_zeros_whatever_their_offset(state: int) -> None:
     table = reader({0: 7 << 20 | state, 1: 7 << 20 | state})
-    assert table.place(0) == -1
-    assert table.check([HEADERS])[PayloadState(state)] >= 2
+    assert table[0].place(0) == -1
+    assert check(table, [HEADERS])[PayloadState(state)] >= 2
 
 
 @pytest.mark.parametrize(
@@ -120,7 +129,7 @@ def test_each_broken_entry_is_refused_with_its_place(
     words: dict[int, int], message: str, index: int
 ) -> None:
     with pytest.raises(VhdxCorruptError, match=message) as caught:
-        reader(words).check([HEADERS, Extent("BAT region", AT, MIB)])
+        check(reader(words), [HEADERS, Extent("BAT region", AT, MIB)])
     assert caught.value.offset == AT + 8 * index
     assert caught.value.section == "2.5.1"
 
@@ -128,7 +137,7 @@ def test_each_broken_entry_is_refused_with_its_place(
 def check_large(places: Sequence[int], structure: Extent) -> None:
     geometry = BatGeometry(GIB, 4 * MIB, 512)
     table = reader({n: present(mib) for n, mib in enumerate(places)}, geometry=geometry)
-    table.check([structure])
+    check(table, [structure])
 
 
 @pytest.mark.parametrize("mib", [7, 8, 9, 10])
@@ -151,15 +160,15 @@ def test_blocks_that_overlap_in_part_are_refused() -> None:
 def test_more_blocks_than_the_file_has_room_for_are_refused_early() -> None:
     words = {n: present(n) for n in range(4000)}
     with pytest.raises(VhdxCorruptError, match="more blocks than the file has room"):
-        reader(words).check([HEADERS])
+        check(reader(words), [HEADERS])
 
 
 def test_the_last_block_may_end_with_the_disk() -> None:
     geometry = BatGeometry(8 * MIB + 512, 8 * MIB, 512)
     size = 20 * MIB + 512
     table = reader({1: present(20)}, size=size, geometry=geometry)
-    assert table.check([HEADERS])[PayloadState.FULLY_PRESENT] == 1
+    assert check(table, [HEADERS])[PayloadState.FULLY_PRESENT] == 1
     with pytest.raises(VhdxCorruptError, match="behind the file's end"):
-        reader({1: present(20)}, size=size - 1, geometry=geometry).check([HEADERS])
+        check(reader({1: present(20)}, size=size - 1, geometry=geometry), [HEADERS])
     with pytest.raises(VhdxCorruptError, match="behind the file's end"):
-        reader({0: present(20)}, size=size, geometry=geometry).check([HEADERS])
+        check(reader({0: present(20)}, size=size, geometry=geometry), [HEADERS])

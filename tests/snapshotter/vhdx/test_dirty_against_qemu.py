@@ -14,6 +14,7 @@ from snapshotter.units import GIB, MIB
 from snapshotter.vhdx import VhdxDisk, create_vhdx, emit_vhdx, write_content
 
 from . import oracle
+from .crash import CrashFile, Flush
 from .dirtylog import GUID, SECTOR, Update, log_entry, make_dirty, place
 from .memory import MemoryFile
 
@@ -147,3 +148,46 @@ def test_a_log_opened_and_never_written_reads_as_qemu_replays_it(tmp_path: Path)
         assert disk.read_at(0, 4096) == b"x" * 4096
     oracle.repair(path)
     assert read_blocks(path)[0] == b"x" * 4096
+
+
+def test_a_log_of_ours_is_replayed_by_qemu_as_by_us(tmp_path: Path) -> None:
+    """Power cuts behind a durable entry and before it was applied, and right after opening."""
+    first = MemoryFile.of(emit_vhdx(DiskContent(GIB, ((0, b"x" * MIB), (505 * MIB, b"y" * MIB)))))
+    file = CrashFile.starting_as(first)
+    with VhdxDisk.load_writable(file) as disk:
+        for number in range(1, 5):
+            disk.write_at((FIRST_BLOCK + 4 * number) * MIB, bytes([0x40 + number]) * 4096)
+            if number == 2:
+                disk.trim(505 * MIB, MIB)
+            disk.flush()
+    flushes = [n for n, step in enumerate(file.steps) if step == Flush()]
+    chance = random.Random(5)
+    dirty = 0
+    for cut in flushes:
+        left = file.cut(cut + 1, chance)
+        if not VhdxDisk.load(left).info().log_dirty:
+            continue
+        dirty += 1
+        path = tmp_path / "disk.vhdx"
+        write_content(path, left.content(), overwrite=True)
+        assert_same_as_qemu(path, tmp_path)
+        with VhdxDisk.open(path, writable=True):
+            pass
+        oracle.check(path)
+    assert dirty >= 8
+
+
+def test_a_log_of_ours_that_wrapped_is_replayed_by_qemu_as_by_us(tmp_path: Path) -> None:
+    """The ring of 256 sectors is gone round once, a change of one sector taking two."""
+    file = CrashFile.starting_as(MemoryFile.of(emit_vhdx(DiskContent(GIB, ()))))
+    with VhdxDisk.load_writable(file) as disk:
+        for number in range(200):
+            disk.write_at((FIRST_BLOCK - 100 + number) * MIB, b"%d" % number)
+            disk.flush()
+    last = [n for n, step in enumerate(file.steps) if step == Flush()][-6]
+    left = file.cut(last + 1, random.Random(0))
+    assert VhdxDisk.load(left).info().replayed_entries == 1
+    path = tmp_path / "disk.vhdx"
+    write_content(path, left.content())
+    blocks = assert_same_as_qemu(path, tmp_path)
+    assert blocks[1].rstrip(b"\0") == b"100"

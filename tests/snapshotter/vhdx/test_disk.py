@@ -101,10 +101,10 @@ def test_a_refused_file_is_closed(tmp_path: Path) -> None:
 def test_the_largest_disk_opens_fast_and_small() -> None:
     content = DiskContent(64 * TIB, ((0, b"x"), (64 * TIB - 1, b"y")))
     file = MemoryFile.of(emit_vhdx(content))
-    started = time.perf_counter()
+    started = time.process_time()
     disk = VhdxDisk.load(file)
     assert disk.read_at(64 * TIB - 2, 2) == b"\0y"
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert list(disk.allocated_ranges()) == [(0, MIB), (64 * TIB - MIB, MIB)]
 
 
@@ -146,7 +146,7 @@ def in_regions(offset: int, layout: str, value: int | bytes) -> Callable[[Memory
         (lambda file: file.truncate(200 * KIB), "region table"),
         (lambda file: file.truncate(2 * MIB), "metadata region"),
         (lambda file: file.truncate(3 * MIB + 5), "BAT region"),
-        (lambda file: file.truncate(5 * MIB), "BAT entry 6"),
+        (lambda file: file.truncate(5 * MIB), "BAT entry 5"),
         (in_headers(8, "<Q", 9), None),  # equal numbers, other GUIDs equal: fine
         (in_headers(68, "<I", 2 * MIB), "metadata region"),  # the log would overlap it
         (in_headers(72, "<Q", 2 * MIB), "metadata region"),
@@ -190,10 +190,10 @@ def test_each_damage_is_refused_by_name_or_harmless(
     assert caught.value.section
 
 
-def test_a_differencing_disk_is_not_supported() -> None:
+def test_a_differencing_disk_without_a_locator_is_damaged() -> None:
     file = sample()
     file.write_at(ITEMS + 4, b"\2")
-    with pytest.raises(VhdxUnsupportedError, match="parent"):
+    with pytest.raises(VhdxCorruptError, match="Parent Locator"):
         VhdxDisk.load(file)
 
 

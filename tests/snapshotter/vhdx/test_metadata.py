@@ -179,11 +179,10 @@ def test_reserved_bits_of_the_file_parameters_are_refused() -> None:
         read(TABLE, bytes(items))
 
 
-def test_a_disk_with_a_parent_is_not_supported() -> None:
+def test_a_disk_with_a_parent_says_so() -> None:
     items = bytearray(ITEMS)
     items[4] |= 2
-    with pytest.raises(VhdxUnsupportedError, match="parent"):
-        read(TABLE, bytes(items))
+    assert read(TABLE, bytes(items)).has_parent
 
 
 def test_the_size_item_lies_behind_the_file_parameters() -> None:

@@ -1,0 +1,97 @@
+"""`lcow-snapshotter vhdx ls` and `cat`: the files of the ext4 in a disk, without a VM."""
+
+from __future__ import annotations
+
+import base64
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from snapshotter.cli.output import JsonOption, operation, print_document, print_table
+
+if TYPE_CHECKING:
+    from snapshotter.ext4.reader import Ext4
+
+DiskArgument = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", help="A VHDX, a fixed VHD such as layer.vhd, or a raw disk."),
+]
+
+
+def list_(
+    file: DiskArgument,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A directory or file in it.")] = "/",
+    json_output: JsonOption = False,
+) -> None:
+    """List a directory of the ext4 in a disk file."""
+    with operation(json_output=json_output, file=file), _file_system(file) as ext4:
+        entries = list(_entries(ext4, path))
+        if json_output:
+            print_document("ls", {"path": path, "entries": entries})
+        else:
+            print_table(
+                ("MODE", "OWNER", "SIZE", "NAME"),
+                [_line(entry) for entry in entries],
+            )
+
+
+def cat(
+    file: DiskArgument,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file in it.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Write a file of the ext4 in a disk file to standard output."""
+    with operation(json_output=json_output, file=file), _file_system(file) as ext4:
+        if json_output:
+            content = ext4.read(path)
+            encoded = base64.b64encode(content).decode()
+            print_document("cat", {"path": path, "size": len(content), "base64": encoded})
+        else:
+            for part in ext4.read_parts(path):
+                sys.stdout.buffer.write(part)
+
+
+@contextmanager
+def _file_system(file: Path) -> Iterator[Ext4]:
+    """The ext4 of a whole disk of any kind, a differencing VHDX with its parents included."""
+    from snapshotter.diskfile import open_disk
+    from snapshotter.ext4.reader import Ext4
+
+    with open_disk(file) as disk:
+        yield Ext4.open(disk)
+
+
+def _entries(ext4: Ext4, path: str) -> Iterator[dict[str, object]]:
+    """The files of a directory by name, or the one file that the path means."""
+    if ext4.stat(path).is_directory:
+        paths = [(name, f"{path.rstrip('/')}/{name}") for name in sorted(ext4.listdir(path))]
+    else:
+        paths = [(path, path)]
+    for name, below in paths:
+        found = ext4.stat(below)
+        entry: dict[str, object] = {
+            "name": name,
+            "mode": found.mode,
+            "uid": found.uid,
+            "gid": found.gid,
+            "size": found.size,
+            "whiteout": found.is_whiteout,
+        }
+        if found.is_symlink:
+            entry["target"] = ext4.readlink(below)
+        yield entry
+
+
+def _line(entry: Mapping[str, object]) -> tuple[str, ...]:
+    name = str(entry["name"])
+    if "target" in entry:
+        name += f" -> {entry['target']}"
+    if entry["whiteout"]:
+        name += "  (whiteout)"
+    mode = stat.filemode(int(str(entry["mode"])))
+    return mode, f"{entry['uid']}:{entry['gid']}", str(entry["size"]), name
