@@ -6,7 +6,8 @@
     ├── InvalidArgumentError        the caller's request can never work
     ├── NotFoundError               key, name or parent is not in the store
     ├── AlreadyExistsError          key or name is taken
-    ├── FailedPreconditionError     not now: children, kind, or a disk in use
+    ├── FailedPreconditionError     not now: children, kind, links refused by the system
+    │   └── DiskInUseError          something has the disk open
     ├── UnavailableError            the environment: disk full, store locked, program missing
     ├── DigestMismatchError         content differs from what its digest says
     ├── ImageError                  an image archive that cannot be imported
@@ -42,6 +43,18 @@ class AlreadyExistsError(SnapshotterError):
 
 class FailedPreconditionError(SnapshotterError):
     """Cannot be done in the present state; may work later."""
+
+
+class DiskInUseError(FailedPreconditionError):
+    """A directory cannot be moved; `may_pass` where another try may find it free.
+
+    containerd's garbage collector skips a snapshot whose removal ends in this; any other error
+    would stop the collection.
+    """
+
+    def __init__(self, problem: str, *, may_pass: bool) -> None:
+        super().__init__(problem)
+        self.may_pass = may_pass
 
 
 class UnavailableError(SnapshotterError):

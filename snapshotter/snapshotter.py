@@ -29,15 +29,19 @@ from pathlib import Path
 from typing import Final, Self
 
 from snapshotter.errors import (
+    AlreadyExistsError,
+    DiskInUseError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     SnapshotterError,
     UnavailableError,
 )
-from snapshotter.filters import Filters
+from snapshotter.filters import Filters, Operator, Selector
 from snapshotter.keys import check_key, is_unpack
 from snapshotter.labels import (
     DEFAULT_SCRATCH_SIZE,
+    SNAPSHOT_REF,
     OwnScratch,
     ScratchRequest,
     SharedScratch,
@@ -52,7 +56,10 @@ from snapshotter.metastore.store import (
     StoreFullError,
     Transaction,
 )
-from snapshotter.mounts import SCRATCH_NAME, Mount, lcow_mounts
+from snapshotter.mounts import LAYER_NAME, SCRATCH_NAME, Mount, lcow_mounts
+from snapshotter.platform import Platform, local_platform
+from snapshotter.platform.links import probe_links
+from snapshotter.platform.patience import DEFAULT_BUSY_WAIT_S, Patience
 from snapshotter.recovery import follow_moved_root, recover
 from snapshotter.scratch.sharing import shared_scratch
 from snapshotter.scratch.store import ScratchStore
@@ -88,15 +95,21 @@ class Snapshotter:
         owner: Owner,
         snapshots: Shelf,
         scratches: ScratchStore,
+        platform: Platform,
         *,
         default_scratch_size: int,
+        busy_wait_s: float,
+        links_refused: OSError | None,
     ) -> None:
         self.root = root
         self._store = store
         self._owner = owner
         self._snapshots = snapshots
         self._scratches = scratches
+        self._platform = platform
         self._default_scratch_size = default_scratch_size
+        self._busy_wait_s = busy_wait_s
+        self._links_refused = links_refused
 
     @classmethod
     def open(
@@ -108,42 +121,57 @@ class Snapshotter:
         scratch_locations: Sequence[str | os.PathLike[str]] = (),
         durable: bool = True,
         busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S,
+        busy_wait_s: float = DEFAULT_BUSY_WAIT_S,
+        platform: Platform | None = None,
     ) -> Self:
         """Open the store at `root`, and put right what a killed process left there.
 
         `default_scratch_size` (bytes) is for snapshots whose labels name none;
-        `scratch_locations` are the absolute directories that the location label may name.
-        Without `durable`, files are not flushed, which only a test should want.
+        `scratch_locations` are the absolute directories that the location label may name, or
+        name a part of. An operation waits up to `busy_timeout_s` for another one's transaction,
+        and up to `busy_wait_s` for files that something has open (on Windows). Without `durable`,
+        files are not flushed, which only a test should want. `platform` is this machine's where
+        none is given.
 
         Raises NotFoundError (no store there and not `create`), InvalidArgumentError (a size or
         location), UnavailableError (not a directory, locked, damaged).
         """
+        platform = platform or local_platform()
         size = check_scratch_size(default_scratch_size)
         locations = tuple(_allowed_location(Path(path)) for path in scratch_locations)
         # Resolved, since links to scratch disks name it: a relative root would dangle.
         base = Path(root).resolve()
-        if not create and not (base / METADATA_NAME).is_file():
+        files = platform.long(base)
+        if not create and not (files / METADATA_NAME).is_file():
             raise NotFoundError(f"there is no snapshotter store at {base}; check the root")
         try:
-            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise UnavailableError(f"cannot create the root {base}: {error.strerror}") from error
         with contextlib.ExitStack() as undo:
-            store = MetaStore.open(base / METADATA_NAME, busy_timeout_s=busy_timeout_s)
+            store = MetaStore.open(files / METADATA_NAME, busy_timeout_s=busy_timeout_s)
             undo.callback(store.close)
             with store.transaction(write=True) as tx:
-                owner = Owner.enter(base / "owners")
+                owner = Owner.enter(base / "owners", platform)
                 undo.callback(owner.leave)
                 store_id = tx.properties.get(_STORE_ID) or uuid.uuid4().hex
                 tx.properties.put(_STORE_ID, store_id)
-            snapshots = Shelf(base / "snapshots", owner, durable=durable)
+            snapshots = Shelf(base / "snapshots", owner, platform, durable=durable)
             snapshots.create()
-            scratches = ScratchStore(base, store_id, owner, durable=durable, locations=locations)
+            scratches = ScratchStore(
+                base, store_id, owner, platform, durable=durable, locations=locations
+            )
             scratches.create()
-            recover(store, owner, snapshots, scratches)
-            follow_moved_root(store, base, snapshots, scratches)
+            recover(store, owner, snapshots, scratches, platform)
+            follow_moved_root(store, base, snapshots, scratches, platform)
+            links_refused = probe_links(platform, owner.directory)
             undo.pop_all()
-        return cls(base, store, owner, snapshots, scratches, default_scratch_size=size)
+        return cls(
+            *(base, store, owner, snapshots, scratches, platform),
+            default_scratch_size=size,
+            busy_wait_s=busy_wait_s,
+            links_refused=links_refused,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -166,8 +194,10 @@ class Snapshotter:
         It gets a scratch disk of its own, or by its labels that of another snapshot; an unpack
         snapshot (`extract-...`) gets none. On failure nothing is left.
 
-        Raises NotFoundError (parent or scratch owner), AlreadyExistsError,
-        InvalidArgumentError (parent not committed, a bad label), UnavailableError (disk full).
+        Raises NotFoundError (parent or scratch owner), AlreadyExistsError (key; or the layer that
+        an unpacker's label names is committed on this parent: containerd then takes that one),
+        InvalidArgumentError (parent not committed, a bad label), FailedPreconditionError (a disk
+        is in use, a template is none, links are refused), UnavailableError (disk full).
         """
         kept = without_empty(labels or {})
         request: ScratchRequest | None = None
@@ -176,7 +206,9 @@ class Snapshotter:
                 kept,
                 default_size=self._default_scratch_size,
                 locations=tuple(map(Path, self._scratches.locations)),
+                fold=self._platform.fold,
             )
+            self._check_links(request)
         return self._create(Kind.ACTIVE, key, parent, kept, request)
 
     def view(
@@ -213,7 +245,7 @@ class Snapshotter:
         while True:
             with self._store.transaction(write=False) as tx:
                 number = tx.snapshots.check_commit(name, key)
-            usage = disk_usage(self._snapshots.entry(number))
+            usage = self._disk_usage(self._snapshots.entry(number))
             with self._store.transaction(write=True) as tx:
                 # Another snapshot may have taken the key meanwhile: then measure that one.
                 if tx.snapshots.check_commit(name, key) == number:
@@ -258,9 +290,9 @@ class Snapshotter:
             if scratch is not None and not tx.scratches.pays_for(number, scratch.id):
                 scratch = None
         if kind is Kind.ACTIVE:
-            usage = disk_usage(self._snapshots.entry(number))
+            usage = self._disk_usage(self._snapshots.entry(number))
         if scratch is not None:
-            usage += disk_usage(self._scratches.disk(scratch.location, scratch.id))
+            usage += self._disk_usage(self._scratches.disk(scratch.location, scratch.id))
         return usage
 
     def walk(self, *filters: str) -> Iterator[Info]:
@@ -276,7 +308,7 @@ class Snapshotter:
 
         Safe while other processes use the store: what they are writing is left alone.
         """
-        return recover(self._store, self._owner, self._snapshots, self._scratches)
+        return recover(self._store, self._owner, self._snapshots, self._scratches, self._platform)
 
     # -- what containerd's interface has no word for
 
@@ -300,7 +332,7 @@ class Snapshotter:
                 return None
             holders = tx.scratches.holders(scratch.id)
         path = self._scratches.disk(scratch.location, scratch.id)
-        return SharedDisk(path, scratch.size, disk_usage(path).size, holders)
+        return SharedDisk(path, scratch.size, self._disk_usage(path).size, holders)
 
     def directory(self, key: str) -> Path:
         """The directory of a snapshot of any kind, where its layer.vhd is. Raises NotFoundError."""
@@ -325,56 +357,149 @@ class Snapshotter:
             tx.snapshots.check_create(key, parent)
             if isinstance(request, SharedScratch):
                 shared_scratch(tx.scratches, key, request)
+            self._check_not_unpacked(tx, key, parent, labels)
         staged: list[Path] = []
-        publishing = False
         try:
             disk = None
-            if isinstance(request, OwnScratch):
-                disk = self._scratches.stage(request.location, request.size)
-                staged.append(disk)
             directory = None
             if kind is Kind.ACTIVE or not parent:
                 directory = self._snapshots.stage()
                 staged.append(directory)
-            with self._store.transaction(write=True) as tx:
+            if isinstance(request, OwnScratch):
+                if self._links_refused is not None and directory is not None:
+                    self._scratches.write(directory, request.size)
+                    request = None  # the disk is the snapshot's own file, which nobody shares
+                else:
+                    disk = self._scratches.stage(request.location, request.size)
+                    staged.append(disk)
+            patience = Patience(self._busy_wait_s)
+            while True:
+                try:
+                    return self._publish(kind, key, parent, labels, request, directory, disk)
+                except DiskInUseError as error:
+                    if not error.may_pass or not patience.wait():
+                        raise
+        except BaseException:
+            discard(self._platform, staged)
+            raise
+
+    def _publish(
+        self,
+        kind: Kind,
+        key: str,
+        parent: str,
+        labels: Mapping[str, str],
+        request: ScratchRequest | None,
+        directory: Path | None,
+        disk: Path | None,
+    ) -> list[Mount]:
+        """Add the rows and give the staged directories their numbers, in one transaction.
+
+        After a DiskInUseError that may pass, everything is as it was before.
+        """
+        publishing = False
+        try:
+            with self._store.transaction(write=True) as tx, contextlib.ExitStack() as undo:
                 snapshot = tx.snapshots.create(kind, key, parent, labels)
                 if request is not None:
                     scratch = self._scratch(tx, key, request)
-                    owned = disk is not None
-                    tx.scratches.hold(snapshot.id, scratch.id, owner=owned)
+                    tx.scratches.hold(snapshot.id, scratch.id, owner=disk is not None)
                     if disk is not None:
                         publishing = True
-                        self._scratches.shelf(scratch.location).publish(disk, scratch.id)
+                        shelf = self._scratches.shelf(scratch.location)
+                        shelf.publish(disk, scratch.id)
+                        undo.callback(shelf.withdraw, scratch.id, disk)
                     assert directory is not None
                     self._link(directory, scratch)
                 if directory is not None:
                     publishing = True
                     self._snapshots.seal(directory)
                     self._snapshots.publish(directory, snapshot.id)
+                undo.pop_all()
+        except DiskInUseError as error:
+            if not error.may_pass:
+                self._recover_after_failure()
+            raise
         except BaseException:
             if publishing:
                 self._recover_after_failure()
-            discard(staged)
             raise
         return self._mounts(snapshot)
 
     def _remove(self, key: str) -> None:
+        patience = Patience(self._busy_wait_s)
+        while True:
+            try:
+                retired = self._retire(key)
+            except DiskInUseError as error:
+                if not error.may_pass or not patience.wait():
+                    raise
+            else:
+                discard(self._platform, (path for path in retired if path is not None))
+                return
+
+    def _retire(self, key: str) -> list[Path | None]:
+        """Delete the rows and take the directories away, in one transaction; what to delete.
+
+        After a DiskInUseError that may pass, everything is as it was before.
+        """
         retired: list[Path | None] = []
         renaming = False
         try:
-            with self._store.transaction(write=True) as tx:
+            with self._store.transaction(write=True) as tx, contextlib.ExitStack() as undo:
                 removed = tx.snapshots.remove(key)
                 scratch = tx.scratches.release(removed.id)
                 renaming = True
-                retired.append(self._snapshots.retire(removed.id))
                 if scratch is not None:
+                    # First the one that a utility VM may have attached.
                     shelf = self._scratches.shelf(scratch.location)
                     retired.append(shelf.retire(scratch.id))
+                    if retired[-1] is not None:
+                        undo.callback(shelf.restore, scratch.id)
+                retired.append(self._snapshots.retire(removed.id))
+                undo.pop_all()
+        except DiskInUseError as error:
+            if not error.may_pass:
+                self._recover_after_failure()
+            raise
         except BaseException:
             if renaming:
                 self._recover_after_failure()
             raise
-        discard(path for path in retired if path is not None)
+        return retired
+
+    def _check_links(self, request: ScratchRequest) -> None:
+        """Refuse what needs symbolic links, where the system refuses them.
+
+        A copy or a hard link instead would be another disk to hcsshim, attached twice.
+        """
+        refused = self._links_refused
+        if refused is None or request == OwnScratch(request.size or 0):
+            return
+        what = "sharing a scratch disk"
+        if isinstance(request, OwnScratch):
+            what = f"a scratch disk at {request.location}"
+        raise FailedPreconditionError(
+            f"{what} needs symbolic links, which the system refuses ({refused.strerror}):"
+            f" {self._platform.link_fix}, and open the store again"
+        )
+
+    def _check_not_unpacked(
+        self, tx: Transaction, key: str, parent: str, labels: Mapping[str, str]
+    ) -> None:
+        """Refuse to unpack a layer anew (containerd's remote snapshots, core/metadata).
+
+        Whoever sets the label looks for the committed snapshot with it, and takes that one.
+        """
+        ref = labels.get(SNAPSHOT_REF)
+        if ref is None:
+            return
+        for info in tx.snapshots.walk(_committed_as(ref, parent)):
+            number, _, _ = tx.snapshots.usage(info.name)
+            if self._platform.exists(self._snapshots.entry(number) / LAYER_NAME):
+                raise AlreadyExistsError(
+                    f"the layer {ref} that snapshot {key!r} is for is committed as {info.name!r}"
+                )
 
     def _scratch(self, tx: Transaction, key: str, request: ScratchRequest) -> Scratch:
         if isinstance(request, SharedScratch):
@@ -383,17 +508,22 @@ class Snapshotter:
 
     def _link(self, directory: Path, scratch: Scratch) -> None:
         target = self._scratches.disk(scratch.location, scratch.id)
-        if not target.is_file():
+        if not self._platform.long(target).is_file():
             raise UnavailableError(
                 f"the scratch disk {target} is missing; remove the snapshots that share it"
             )
+        link = directory / SCRATCH_NAME
         try:
-            (directory / SCRATCH_NAME).symlink_to(target)
+            self._platform.long(link).unlink(missing_ok=True)  # of a try that was taken back
+            self._platform.symlink(link, target)
         except OSError as error:
             raise UnavailableError(
-                f"cannot link {SCRATCH_NAME} to {target}: {error.strerror}; on Windows this needs"
-                " the right to create symbolic links"
+                f"cannot link {SCRATCH_NAME} to {target}: {error.strerror};"
+                f" {self._platform.link_fix}"
             ) from error
+
+    def _disk_usage(self, path: Path) -> Usage:
+        return disk_usage(self._platform.long(path))
 
     def _mounts(self, snapshot: Snapshot) -> list[Mount]:
         return lcow_mounts(snapshot, self._snapshots.entry)
@@ -409,6 +539,19 @@ class Snapshotter:
             self.cleanup()
         except SnapshotterError as error:
             _log.warning("cannot clean up after a failure: %s", error)
+
+
+def _committed_as(ref: str, parent: str) -> Filters:
+    """Committed snapshots on `parent` that an unpacker made for `ref`."""
+    wanted = ((("kind",), Kind.COMMITTED.word), (("labels", SNAPSHOT_REF), ref))
+    return Filters(
+        (
+            tuple(
+                Selector(path, Operator.EQUAL, value)
+                for path, value in (*wanted, (("parent",), parent))
+            ),
+        )
+    )
 
 
 def _allowed_location(path: Path) -> Path:
