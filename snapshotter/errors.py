@@ -19,6 +19,7 @@
         ├── Ext4Error
         │   ├── Ext4CorruptError
         │   └── Ext4UnsupportedError
+        ├── BoltError               a bbolt file
         └── LayerError              a layer tar, naming the entry
 """
 
@@ -119,6 +120,17 @@ class Ext4CorruptError(Ext4Error):
 
 class Ext4UnsupportedError(Ext4Error):
     """A legal ext4 feature that this package does not handle."""
+
+
+class BoltError(StorageError):
+    """A bbolt file is damaged, or none: which structure, where, and what was found."""
+
+    def __init__(self, structure: str, value: object, *, offset: int | None) -> None:
+        where = "" if offset is None else f" at {offset:#x}"
+        super().__init__(f"{structure}{where}: {value}")
+        self.structure = structure
+        self.value = value
+        self.offset = offset
 
 
 class LayerError(StorageError):

@@ -148,6 +148,7 @@ class Snapshotter:
             files.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise UnavailableError(f"cannot create the root {base}: {error.strerror}") from error
+        _refuse_lost_metadata(base, platform)
         with contextlib.ExitStack() as undo:
             store = MetaStore.open(files / METADATA_NAME, busy_timeout_s=busy_timeout_s)
             undo.callback(store.close)
@@ -539,6 +540,21 @@ class Snapshotter:
             self.cleanup()
         except SnapshotterError as error:
             _log.warning("cannot clean up after a failure: %s", error)
+
+
+def _refuse_lost_metadata(root: Path, platform: Platform) -> None:
+    """Refuse to begin a new store where one has lost its metadata: all would be swept as orphans.
+
+    Raises UnavailableError.
+    """
+    directory = root / "snapshots"
+    if platform.exists(root / METADATA_NAME) or not platform.exists(directory):
+        return
+    if any(name.isdecimal() for name in platform.names(directory)):
+        raise UnavailableError(
+            f"{root} has snapshots but no {METADATA_NAME}: restore a backup of it, or use a new"
+            " root"
+        )
 
 
 def _committed_as(ref: str, parent: str) -> Filters:

@@ -7,6 +7,7 @@ there; so a file that is no clean, formatted scratch disk of the right size is r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from snapshotter.vhdx import VhdxDisk, layout_vhdx
 _MAX_DATA: Final = 256 * MIB
 """A template is kept in memory. Upstream's takes 17 MiB."""
 _PIECE: Final = 64 * KIB
+_NAME: Final = re.compile(r"scratch(?:_([0-9]{1,8})(m?))?\.vhdx")
 
 FileState = tuple[int, int, int, int] | None
 """What tells one state of a file from another: device, inode, size, time of change in ns."""
@@ -35,6 +37,16 @@ def template_name(size: int) -> str:
     if size % GIB == 0:
         return f"scratch_{size // GIB}.vhdx"
     return f"scratch_{size // MIB}m.vhdx"
+
+
+def template_size(name: str) -> int | None:
+    """The size that a template of that file name has; None for another name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    number, unit = match.groups()
+    size = DEFAULT_SCRATCH_SIZE if number is None else int(number) * (MIB if unit else GIB)
+    return size if template_name(size) == name else None
 
 
 @dataclass(frozen=True, slots=True)
