@@ -9,6 +9,7 @@
     <root>/metadata.db                SQLite, the truth about everything below
     <root>/snapshots/<id>/            layer.vhd, or sandbox.vhdx: a link into scratch/
     <root>/scratch/<id>/sandbox.vhdx  see `snapshotter.scratch.store`
+    <root>/layers/<digest>            see `snapshotter.layercache`
     <root>/metadata.reserve           space for removals on a full disk
     <root>/owners/<name>.lock         one per process that has the store open
 
@@ -49,6 +50,7 @@ from snapshotter.labels import (
     scratch_request,
     without_empty,
 )
+from snapshotter.layercache import LayerCache
 from snapshotter.metastore.model import Holder, Info, Kind, Scratch, Snapshot, Usage
 from snapshotter.metastore.store import (
     DEFAULT_BUSY_TIMEOUT_S,
@@ -100,6 +102,7 @@ class Snapshotter:
         default_scratch_size: int,
         busy_wait_s: float,
         links_refused: OSError | None,
+        layers: LayerCache | None,
     ) -> None:
         self.root = root
         self._store = store
@@ -110,6 +113,7 @@ class Snapshotter:
         self._default_scratch_size = default_scratch_size
         self._busy_wait_s = busy_wait_s
         self._links_refused = links_refused
+        self.layers = layers
 
     @classmethod
     def open(
@@ -122,6 +126,7 @@ class Snapshotter:
         durable: bool = True,
         busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S,
         busy_wait_s: float = DEFAULT_BUSY_WAIT_S,
+        reuse_layers: bool = True,
         platform: Platform | None = None,
     ) -> Self:
         """Open the store at `root`, and put right what a killed process left there.
@@ -129,7 +134,8 @@ class Snapshotter:
         `default_scratch_size` (bytes) is for snapshots whose labels name none;
         `scratch_locations` are the absolute directories that the location label may name, or
         name a part of. An operation waits up to `busy_timeout_s` for another one's transaction,
-        and up to `busy_wait_s` for files that something has open (on Windows). Without `durable`,
+        and up to `busy_wait_s` for files that something has open (on Windows). With
+        `reuse_layers`, a layer that is there already is cloned or linked to. Without `durable`,
         files are not flushed, which only a test should want. `platform` is this machine's where
         none is given.
 
@@ -172,6 +178,7 @@ class Snapshotter:
             default_scratch_size=size,
             busy_wait_s=busy_wait_s,
             links_refused=links_refused,
+            layers=LayerCache(base / "layers", snapshots.path, platform) if reuse_layers else None,
         )
 
     def __enter__(self) -> Self:
@@ -309,6 +316,8 @@ class Snapshotter:
 
         Safe while other processes use the store: what they are writing is left alone.
         """
+        if self.layers is not None:
+            self.layers.sweep()
         return recover(self._store, self._owner, self._snapshots, self._scratches, self._platform)
 
     # -- what containerd's interface has no word for
