@@ -19,6 +19,8 @@ import logging
 import os
 import re
 import secrets
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -74,12 +76,32 @@ class LayerCache:
         self._directory = directory
         self._snapshots = snapshots
         self._platform = platform
+        self._lock = threading.Lock()
+        self._reader: ThreadPoolExecutor | None = None
+        self._pending: dict[str, Future[None]] = {}
 
     def remember(self, layer: ConvertedLayer, path: Path, *, blob: str | None = None) -> None:
         """Note a layer that was just written to `path`; `blob` is the digest it came by.
 
-        Whatever hinders it is logged: the layer itself is there.
+        The file is read again for that by another thread, while the caller goes on. Whatever
+        hinders it is logged: the layer itself is there.
         """
+        digests = {layer.diff_id, blob or layer.diff_id}
+        with self._lock:
+            if self._reader is None:
+                self._reader = ThreadPoolExecutor(1, thread_name_prefix="layer-digest")
+            future = self._reader.submit(self._remember, layer, path, digests)
+            self._pending.update(dict.fromkeys(digests, future))
+
+    def close(self) -> None:
+        """Return when everything is noted; a second call does nothing."""
+        with self._lock:
+            reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.shutdown()
+        self._pending.clear()
+
+    def _remember(self, layer: ConvertedLayer, path: Path, digests: set[str]) -> None:
         try:
             long = self._platform.long(path)
             record = _Record(
@@ -95,10 +117,16 @@ class LayerCache:
             if not self._platform.exists(self._directory):
                 with contextlib.suppress(FileExistsError):
                     self._platform.make_directory(self._directory)
-            for digest in {layer.diff_id, blob or layer.diff_id}:
+            for digest in digests:
                 self._write(self._hint(digest), json.dumps(asdict(record)).encode())
+        except FileNotFoundError:
+            pass  # its snapshot was removed meanwhile
         except OSError as error:
             _log.warning("cannot remember layer %s: %s", layer.diff_id, error)
+        finally:
+            with self._lock:
+                for digest in digests:
+                    self._pending.pop(digest, None)
 
     def reuse(self, digest: str, target: Path) -> ConvertedLayer | None:
         """Put the layer of that digest at `target`, and what it is; None where there is none.
@@ -106,6 +134,10 @@ class LayerCache:
         `digest` is a diff ID or a blob's. On None nothing is at `target`.
         """
         hint = self._hint(check_digest(digest))
+        with self._lock:
+            pending = self._pending.get(digest)
+        if pending is not None:
+            pending.result()
         record = self._read(hint)
         if record is None:
             return None

@@ -189,6 +189,8 @@ class Snapshotter:
 
     def close(self) -> None:
         """Close; a second call does nothing. Every other call then raises UnavailableError."""
+        if self.layers is not None:
+            self.layers.close()
         self._store.close()
         self._owner.leave()
 

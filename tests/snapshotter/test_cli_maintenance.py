@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from snapshotter import Snapshotter
 from snapshotter.cli.app import app
+from snapshotter.labels import LOCATION
 from tests.snapshotter.bolt.golden import golden_database
 
 
@@ -75,3 +76,14 @@ def test_containerds_metadata_is_adopted(tmp_path: Path) -> None:
     bad = run("import-bolt", new / "metadata.db", "--root", tmp_path / "third")
     assert bad.exit_code == 1
     assert "no bbolt database" in bad.stderr
+
+
+def test_a_location_has_to_be_allowed(tmp_path: Path, root: Path) -> None:
+    label = f"{LOCATION}={tmp_path / 'fast/deep'}"
+    prepare = ("snapshots", "prepare", "b", "--root", root, "--label", label)
+    refused = run(*prepare)
+    assert refused.exit_code == 1
+    assert "not inside an allowed" in refused.stderr
+    done = run(*prepare, "--scratch-location", tmp_path / "fast")
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "fast/deep/scratch.vhdx").is_file()

@@ -33,6 +33,11 @@ def unpack(store: Snapshotter, key: str, stream: io.BytesIO | None = None) -> Pa
     return Path(mounts[0].source) / "layer.vhd"
 
 
+def noted(store: Snapshotter) -> None:
+    assert store.layers is not None
+    store.layers.close()
+
+
 def test_a_layer_unpacked_twice_is_read_once_and_stored_once(store: Snapshotter) -> None:
     first = unpack(store, "a")
     second = unpack(store, "b", NOTHING)  # an empty stream is no tar: it is not looked at
@@ -64,6 +69,7 @@ def test_the_first_may_go(store: Snapshotter) -> None:
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "hint"])
 def test_what_is_not_what_was_written_is_converted_anew(store: Snapshotter, damage: str) -> None:
     first = unpack(store, "a")
+    noted(store)
     expected = first.read_bytes()
     if damage == "flip":
         changed = bytearray(expected)
@@ -86,6 +92,7 @@ def test_what_is_not_what_was_written_is_converted_anew(store: Snapshotter, dama
 @pytest.mark.parametrize("value", [None, "../../etc", -1, [], {}])
 def test_a_hint_of_another_shape_is_none(store: Snapshotter, name: str, value: object) -> None:
     unpack(store, "a")
+    noted(store)
     (hint,) = (store.root / "layers").iterdir()
     hint.write_text(json.dumps(json.loads(hint.read_text()) | {name: value}))
     assert unpack(store, "b").is_file()
@@ -108,6 +115,8 @@ def test_the_option_off_converts_every_time(tmp_path: Path) -> None:
 
 def test_cleanup_forgets_what_is_gone(store: Snapshotter) -> None:
     unpack(store, "a")
+    noted(store)
+    assert len(list((store.root / "layers").iterdir())) == 1
     store.remove("a")
     store.cleanup()
     assert list((store.root / "layers").iterdir()) == []
