@@ -18,7 +18,7 @@ def copy_metadata(source: Path, target: Path) -> None:
     """
     try:
         with (
-            contextlib.closing(sqlite3.connect(f"{source.as_uri()}?mode=rw", uri=True)) as reading,
+            contextlib.closing(sqlite3.connect(source)) as reading,
             contextlib.closing(sqlite3.connect(target)) as writing,
         ):
             reading.backup(writing)  # in one step: a reader holds up nobody (WAL)
@@ -49,7 +49,7 @@ def check_metadata(connection: sqlite3.Connection, path: Path) -> None:
 def last_numbers(path: Path) -> tuple[int, int]:
     """The numbers last given out, of snapshots and of scratch disks; 0 where it cannot be read."""
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as reading:
+        with contextlib.closing(sqlite3.connect(path)) as reading:
             found = dict(reading.execute("SELECT name, seq FROM sqlite_sequence"))
     except sqlite3.DatabaseError:
         return 0, 0

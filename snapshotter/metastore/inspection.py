@@ -44,9 +44,7 @@ class Inspection:
         Raises UnavailableError (locked, or no store of ours).
         """
         try:
-            with contextlib.closing(
-                sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=timeout_s)
-            ) as connection:
+            with contextlib.closing(sqlite3.connect(path, timeout=timeout_s)) as connection:
                 connection.isolation_level = None
                 # The write lock, although nothing is written: whoever renames has it.
                 connection.execute("BEGIN IMMEDIATE")

@@ -28,9 +28,8 @@ from snapshotter.platform.kernel32 import (
 )
 from snapshotter.platform.winerror import (
     ACCESS_DENIED,
+    BUSY,
     INVALID_PARAMETER,
-    LOCK_VIOLATION,
-    SHARING_VIOLATION,
     winerror_of,
 )
 from snapshotter.units import GIB
@@ -39,6 +38,8 @@ _EXTENDED: Final = "\\\\?\\"
 _UNC: Final = "\\\\?\\UNC\\"
 _CLONE_STEP: Final = GIB
 """A single FSCTL_DUPLICATE_EXTENTS_TO_FILE takes less than 4 GiB."""
+_SHORT: Final = 180
+"""Directories may have 247 characters; what callers append to a path has less than 60."""
 _REPARSE_POINT: Final = 0x400
 """FILE_ATTRIBUTE_REPARSE_POINT."""
 
@@ -65,8 +66,8 @@ class WindowsPlatform:
         self._kernel = kernel
 
     def long(self, path: Path) -> Path:
-        """The extended spelling."""
-        return Path(extended(str(path)))
+        """The path as it is where it is short, else the extended spelling."""
+        return path if len(str(path)) < _SHORT else Path(extended(str(path)))
 
     def fold(self, path: str) -> str:
         """The path in lower case, with slashes; an extended spelling is as good as none."""
@@ -157,8 +158,7 @@ class WindowsPlatform:
 
     def may_pass(self, error: OSError) -> bool:
         """Whether somebody has the file, or one in the directory, open."""
-        # A directory that contains an open file answers with "access denied".
-        return winerror_of(error) in (SHARING_VIOLATION, LOCK_VIOLATION, ACCESS_DENIED)
+        return winerror_of(error) in BUSY
 
     def _spell(self, path: Path) -> str:
         return extended(str(path))

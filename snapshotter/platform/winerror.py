@@ -26,6 +26,9 @@ FILENAME_EXCED_RANGE: Final = 206
 DIRECTORY: Final = 267
 PRIVILEGE_NOT_HELD: Final = 1314
 
+BUSY: Final = (SHARING_VIOLATION, LOCK_VIOLATION, ACCESS_DENIED)
+"""Somebody has the file open; "access denied" is the answer of a directory that contains one."""
+
 _TEXTS: Final[dict[int, tuple[int, str]]] = {
     INVALID_FUNCTION: (errno.EINVAL, "Incorrect function"),
     FILE_NOT_FOUND: (errno.ENOENT, "The system cannot find the file specified"),

@@ -10,9 +10,10 @@ import pytest
 
 from snapshotter.platform import Platform, local_platform
 from snapshotter.platform.links import probe_links
+from snapshotter.platform.patience import patiently
 from snapshotter.platform.posix import PosixPlatform
 from snapshotter.platform.windows import WindowsPlatform, extended
-from snapshotter.platform.winerror import winerror_of
+from snapshotter.platform.winerror import windows_error, winerror_of
 from tests.fakes.ntfs import FakeNtfs, NtfsPlatform
 
 
@@ -221,3 +222,36 @@ def test_names_differ_in_more_than_case(ntfs: FakeNtfs, tmp_path: Path) -> None:
     platform.make_directory(tmp_path / "STORE/one")
     assert (tmp_path / "Store/one").is_dir()
     assert platform.exists(tmp_path / "sTORE/ONE")
+
+
+def test_a_new_file_that_a_scanner_opens_is_published_when_it_lets_go() -> None:
+    answers = [windows_error(32, "f"), windows_error(5, "f")]
+
+    def rename() -> None:
+        if answers:
+            raise answers.pop()
+
+    patiently(rename)
+    assert answers == []
+
+
+@pytest.mark.parametrize("error", [windows_error(32, "f"), windows_error(2, "f"), OSError("x")])
+def test_patience_ends(error: OSError) -> None:
+    calls = 0
+
+    def rename() -> None:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    with pytest.raises(OSError) as caught:
+        patiently(rename, bound_s=0.03)
+    assert caught.value is error
+    assert (calls > 1) == (winerror_of(error) == 32)
+
+
+def test_only_long_paths_are_spelled_differently() -> None:
+    platform = WindowsPlatform(FakeNtfs())
+    assert platform.long(Path("C:\\a")) == Path("C:\\a")
+    deep = "C:\\" + "\\".join(["x" * 50] * 5)
+    assert str(platform.long(Path(deep))) == extended(deep)
