@@ -30,42 +30,34 @@ from pathlib import Path
 from typing import Final, Self
 
 from snapshotter.errors import (
-    AlreadyExistsError,
-    DiskInUseError,
-    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
-    SnapshotterError,
     UnavailableError,
 )
-from snapshotter.filters import Filters, Operator, Selector
+from snapshotter.filters import Filters
 from snapshotter.keys import check_key, is_unpack
 from snapshotter.labels import (
     DEFAULT_SCRATCH_SIZE,
-    SNAPSHOT_REF,
-    OwnScratch,
     ScratchRequest,
-    SharedScratch,
     check_scratch_size,
     scratch_request,
     without_empty,
 )
 from snapshotter.layercache import LayerCache
-from snapshotter.metastore.model import Holder, Info, Kind, Scratch, Snapshot, Usage
+from snapshotter.metastore.model import Holder, Info, Kind, Snapshot, Usage
 from snapshotter.metastore.store import (
     DEFAULT_BUSY_TIMEOUT_S,
     MetaStore,
     StoreFullError,
-    Transaction,
 )
-from snapshotter.mounts import LAYER_NAME, SCRATCH_NAME, Mount, lcow_mounts
+from snapshotter.mounts import Mount, lcow_mounts
+from snapshotter.placement import Placement
 from snapshotter.platform import Platform, local_platform
 from snapshotter.platform.links import probe_links
-from snapshotter.platform.patience import DEFAULT_BUSY_WAIT_S, Patience
+from snapshotter.platform.patience import DEFAULT_BUSY_WAIT_S
 from snapshotter.recovery import follow_moved_root, recover
-from snapshotter.scratch.sharing import shared_scratch
 from snapshotter.scratch.store import ScratchStore
-from snapshotter.shelf import Owner, Shelf, discard
+from snapshotter.shelf import Owner, Shelf
 from snapshotter.usage import disk_usage
 
 _log = logging.getLogger(__name__)
@@ -111,8 +103,12 @@ class Snapshotter:
         self._scratches = scratches
         self._platform = platform
         self._default_scratch_size = default_scratch_size
-        self._busy_wait_s = busy_wait_s
-        self._links_refused = links_refused
+        self._placement = Placement(
+            *(store, snapshots, scratches, platform),
+            recover=self._recover,
+            links_refused=links_refused,
+            busy_wait_s=busy_wait_s,
+        )
         self.layers = layers
 
     @classmethod
@@ -218,14 +214,14 @@ class Snapshotter:
                 locations=tuple(map(Path, self._scratches.locations)),
                 fold=self._platform.fold,
             )
-            self._check_links(request)
-        return self._create(Kind.ACTIVE, key, parent, kept, request)
+        return self._mounts(self._placement.create(Kind.ACTIVE, key, parent, kept, request))
 
     def view(
         self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
     ) -> list[Mount]:
         """Read-only mounts of `parent`. Raises as `prepare` does, scratch disks apart."""
-        return self._create(Kind.VIEW, key, parent, without_empty(labels or {}), None)
+        kept = without_empty(labels or {})
+        return self._mounts(self._placement.create(Kind.VIEW, key, parent, kept, None))
 
     def mounts(self, key: str) -> list[Mount]:
         """Mounts of an active snapshot or a view.
@@ -269,10 +265,10 @@ class Snapshotter:
         FailedPreconditionError (it has children, or is in use).
         """
         try:
-            self._remove(key)
+            self._placement.remove(key)
         except StoreFullError:
             self._store.reserve.spend()
-            self._remove(key)
+            self._placement.remove(key)
             self._store.reserve.fill()
 
     def stat(self, key: str) -> Info:
@@ -320,7 +316,7 @@ class Snapshotter:
         """
         if self.layers is not None:
             self.layers.sweep()
-        return recover(self._store, self._owner, self._snapshots, self._scratches, self._platform)
+        return self._recover()
 
     # -- what containerd's interface has no word for
 
@@ -354,203 +350,18 @@ class Snapshotter:
 
     # -- inside
 
-    def _create(
-        self,
-        kind: Kind,
-        key: str,
-        parent: str,
-        labels: Mapping[str, str],
-        request: ScratchRequest | None,
-    ) -> list[Mount]:
-        check_key("key", key)
-        with self._store.transaction(write=False) as tx:
-            # Once before the work, so that what cannot succeed costs nothing, and once more
-            # with the row.
-            tx.snapshots.check_create(key, parent)
-            if isinstance(request, SharedScratch):
-                shared_scratch(tx.scratches, key, request)
-            self._check_not_unpacked(tx, key, parent, labels)
-        staged: list[Path] = []
-        try:
-            disk = None
-            directory = None
-            if kind is Kind.ACTIVE or not parent:
-                directory = self._snapshots.stage()
-                staged.append(directory)
-            if isinstance(request, OwnScratch):
-                if self._links_refused is not None and directory is not None:
-                    self._scratches.write(directory, request.size)
-                    request = None  # the disk is the snapshot's own file, which nobody shares
-                else:
-                    disk = self._scratches.stage(request.location, request.size)
-                    staged.append(disk)
-            patience = Patience(self._busy_wait_s)
-            while True:
-                try:
-                    return self._publish(kind, key, parent, labels, request, directory, disk)
-                except DiskInUseError as error:
-                    if not error.may_pass or not patience.wait():
-                        raise
-        except BaseException:
-            discard(self._platform, staged)
-            raise
-
-    def _publish(
-        self,
-        kind: Kind,
-        key: str,
-        parent: str,
-        labels: Mapping[str, str],
-        request: ScratchRequest | None,
-        directory: Path | None,
-        disk: Path | None,
-    ) -> list[Mount]:
-        """Add the rows and give the staged directories their numbers, in one transaction.
-
-        After a DiskInUseError that may pass, everything is as it was before.
-        """
-        publishing = False
-        try:
-            with self._store.transaction(write=True) as tx, contextlib.ExitStack() as undo:
-                snapshot = tx.snapshots.create(kind, key, parent, labels)
-                if request is not None:
-                    scratch = self._scratch(tx, key, request)
-                    tx.scratches.hold(snapshot.id, scratch.id, owner=disk is not None)
-                    if disk is not None:
-                        publishing = True
-                        shelf = self._scratches.shelf(scratch.location)
-                        shelf.publish(disk, scratch.id)
-                        undo.callback(shelf.withdraw, scratch.id, disk)
-                    assert directory is not None
-                    self._link(directory, scratch)
-                if directory is not None:
-                    publishing = True
-                    self._snapshots.seal(directory)
-                    self._snapshots.publish(directory, snapshot.id)
-                undo.pop_all()
-        except DiskInUseError as error:
-            if not error.may_pass:
-                self._recover_after_failure()
-            raise
-        except BaseException:
-            if publishing:
-                self._recover_after_failure()
-            raise
-        return self._mounts(snapshot)
-
-    def _remove(self, key: str) -> None:
-        patience = Patience(self._busy_wait_s)
-        while True:
-            try:
-                retired = self._retire(key)
-            except DiskInUseError as error:
-                if not error.may_pass or not patience.wait():
-                    raise
-            else:
-                discard(self._platform, (path for path in retired if path is not None))
-                return
-
-    def _retire(self, key: str) -> list[Path | None]:
-        """Delete the rows and take the directories away, in one transaction; what to delete.
-
-        After a DiskInUseError that may pass, everything is as it was before.
-        """
-        retired: list[Path | None] = []
-        renaming = False
-        try:
-            with self._store.transaction(write=True) as tx, contextlib.ExitStack() as undo:
-                removed = tx.snapshots.remove(key)
-                scratch = tx.scratches.release(removed.id)
-                renaming = True
-                if scratch is not None:
-                    # First the one that a utility VM may have attached.
-                    shelf = self._scratches.shelf(scratch.location)
-                    retired.append(shelf.retire(scratch.id))
-                    if retired[-1] is not None:
-                        undo.callback(shelf.restore, scratch.id)
-                retired.append(self._snapshots.retire(removed.id))
-                undo.pop_all()
-        except DiskInUseError as error:
-            if not error.may_pass:
-                self._recover_after_failure()
-            raise
-        except BaseException:
-            if renaming:
-                self._recover_after_failure()
-            raise
-        return retired
-
-    def _check_links(self, request: ScratchRequest) -> None:
-        """Refuse what needs symbolic links, where the system refuses them.
-
-        A copy or a hard link instead would be another disk to hcsshim, attached twice.
-        """
-        refused = self._links_refused
-        if refused is None or request == OwnScratch(request.size or 0):
-            return
-        what = "sharing a scratch disk"
-        if isinstance(request, OwnScratch):
-            what = f"a scratch disk at {request.location}"
-        raise FailedPreconditionError(
-            f"{what} needs symbolic links, which the system refuses ({refused.strerror}):"
-            f" {self._platform.link_fix}, and open the store again"
-        )
-
-    def _check_not_unpacked(
-        self, tx: Transaction, key: str, parent: str, labels: Mapping[str, str]
-    ) -> None:
-        """Refuse to unpack a layer anew (containerd's remote snapshots, core/metadata).
-
-        Whoever sets the label looks for the committed snapshot with it, and takes that one.
-        """
-        ref = labels.get(SNAPSHOT_REF)
-        if ref is None:
-            return
-        for info in tx.snapshots.walk(_committed_as(ref, parent)):
-            number, _, _ = tx.snapshots.usage(info.name)
-            if self._platform.exists(self._snapshots.entry(number) / LAYER_NAME):
-                raise AlreadyExistsError(
-                    f"the layer {ref} that snapshot {key!r} is for is committed as {info.name!r}"
-                )
-
-    def _scratch(self, tx: Transaction, key: str, request: ScratchRequest) -> Scratch:
-        if isinstance(request, SharedScratch):
-            return shared_scratch(tx.scratches, key, request)
-        return tx.scratches.add(request.size, request.location)
-
-    def _link(self, directory: Path, scratch: Scratch) -> None:
-        target = self._scratches.disk(scratch.location, scratch.id)
-        if not self._platform.long(target).is_file():
-            raise UnavailableError(
-                f"the scratch disk {target} is missing; remove the snapshots that share it"
-            )
-        link = directory / SCRATCH_NAME
-        try:
-            self._platform.long(link).unlink(missing_ok=True)  # of a try that was taken back
-            self._platform.symlink(link, target)
-        except OSError as error:
-            raise UnavailableError(
-                f"cannot link {SCRATCH_NAME} to {target}: {error.strerror};"
-                f" {self._platform.link_fix}"
-            ) from error
-
     def _disk_usage(self, path: Path) -> Usage:
         return disk_usage(self._platform.long(path))
 
     def _mounts(self, snapshot: Snapshot) -> list[Mount]:
         return lcow_mounts(snapshot, self._snapshots.entry)
 
+    def _recover(self) -> int:
+        return recover(self._store, self._owner, self._snapshots, self._scratches, self._platform)
+
     def _walk(self, filters: Filters) -> Iterator[Info]:
         with self._store.transaction(write=False) as tx:
             yield from tx.snapshots.walk(filters)
-
-    def _recover_after_failure(self) -> None:
-        # The transaction is rolled back, so the directories must follow. Where even this fails
-        # (a full disk, say) the next open does it.
-        try:
-            self.cleanup()
-        except SnapshotterError as error:
-            _log.warning("cannot clean up after a failure: %s", error)
 
 
 def _refuse_lost_metadata(root: Path, platform: Platform) -> None:
@@ -566,19 +377,6 @@ def _refuse_lost_metadata(root: Path, platform: Platform) -> None:
             f"{root} has snapshots but no {METADATA_NAME}: restore a backup of it, or use a new"
             " root"
         )
-
-
-def _committed_as(ref: str, parent: str) -> Filters:
-    """Committed snapshots on `parent` that an unpacker made for `ref`."""
-    wanted = ((("kind",), Kind.COMMITTED.word), (("labels", SNAPSHOT_REF), ref))
-    return Filters(
-        (
-            tuple(
-                Selector(path, Operator.EQUAL, value)
-                for path, value in (*wanted, (("parent",), parent))
-            ),
-        )
-    )
 
 
 def _allowed_location(path: Path) -> Path:
