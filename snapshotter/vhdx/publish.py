@@ -9,6 +9,7 @@ from pathlib import Path
 
 from snapshotter.blockio import DiskContent
 from snapshotter.errors import AlreadyExistsError, UnavailableError
+from snapshotter.platform.patience import patiently
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 _CLOSE_ON_EXEC: int = getattr(os, "O_CLOEXEC", 0)
@@ -38,7 +39,7 @@ def write_content(
     try:
         _fill(temporary, content, durable=durable)
         if overwrite:
-            temporary.replace(target)
+            patiently(lambda: temporary.replace(target))
         else:
             _rename_without_overwrite(temporary, target)
         if durable:
@@ -70,7 +71,7 @@ def _fill(path: Path, content: DiskContent, *, durable: bool) -> None:
 def _rename_without_overwrite(source: Path, target: Path) -> None:
     """Raise FileExistsError where `target` exists, also when it came up a moment ago."""
     if sys.platform == "win32":
-        source.rename(target)  # never overwrites on Windows
+        patiently(lambda: source.rename(target))  # never overwrites on Windows
     else:
         try:
             os.link(source, target)
