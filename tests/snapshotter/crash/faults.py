@@ -1,8 +1,9 @@
 """Named moments of a store's work on directories, and a platform that dies at one of them.
 
 Every state that a crash can leave lies between two of these calls: the transaction's COMMIT falls
-between `flush-shelf` (else `publish-snapshot` or `retire-snapshot`) and whatever comes next. The seam is the platform
-that a store is opened with, so that it costs nothing where nobody wants to die.
+between `flush-shelf` (else `publish-snapshot` or `retire-snapshot`) and whatever comes next. The
+seam is the platform that a store is opened with, so that it costs nothing where nobody wants to
+die.
 """
 
 from __future__ import annotations
