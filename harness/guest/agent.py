@@ -2,8 +2,8 @@
 
 One thread reads the bridge; each request but the negotiation has a thread of its own, so a slow
 one holds nobody up, and answers come in any order. Nothing is answered before the protocol is
-negotiated, and every new bridge starts without a negotiated version. Exit notifications wait for
-a negotiated bridge.
+negotiated, save what makes templates and their copies, and every new bridge starts without a
+negotiated version. Exit notifications wait for a negotiated bridge.
 """
 
 # ruff: noqa: E402 - the assertion below comes first on purpose
@@ -49,6 +49,7 @@ from harness.gcs.prot import (
     GuestCapabilities,
     HResult,
     Kind,
+    LabRequest,
     MappedVirtualDisk,
     ModifySettings,
     Negotiated,
@@ -62,6 +63,7 @@ from harness.gcs.prot import (
     ResizeConsole,
     ResourceType,
     ResponseBase,
+    Resume,
     SchemaVersion,
     ScsiDevice,
     SignalProcess,
@@ -70,6 +72,7 @@ from harness.gcs.prot import (
     kind_of,
     response_type,
 )
+from harness.guest import template
 from harness.guest.containers import Containers
 from harness.guest.disks import Disks
 from harness.guest.errors import GuestFailure
@@ -121,6 +124,7 @@ class Agent:
         self._disks = Disks(system, self._mounts)
         self._layers = Layers(system, self._mounts)
         self._containers = Containers(system, self._mounts, self._publish, crun=crun)
+        self._crun = crun
         self._processes = ProcessTable()
         self._lock = threading.Lock()
         self._bridge: _Bridge | None = None  # the negotiated one
@@ -139,6 +143,10 @@ class Agent:
             Request.DUMP_STACKS: self._dump_stacks,
             Request.DELETE_CONTAINER_STATE: self._delete_state,
         }
+        self._lab_handlers: dict[int, _Handler] = {
+            LabRequest.PREPARE: self._prepare,
+            LabRequest.RESUME: self._resume,
+        }
 
     def serve(self, stream: ByteStream) -> None:
         """Answer requests until the host is gone or breaks the protocol."""
@@ -153,16 +161,21 @@ class Agent:
         except OSError as error:
             self._log.warning("the bridge failed", {"error": str(error)})
         finally:
-            with self._lock:
-                if self._bridge is bridge:
-                    self._bridge = None
+            self._forget(bridge)
+
+    def _forget(self, bridge: _Bridge) -> None:
+        """Nothing is agreed with this bridge's host any more."""
+        bridge.negotiated = False
+        with self._lock:
+            if self._bridge is bridge:
+                self._bridge = None
 
     # -- requests and answers --------------------------------------------------------------------
 
     def _take(self, bridge: _Bridge, frame: Frame) -> None:
         if kind_of(frame.type) is not Kind.REQUEST:
             self._log.warning("not a request", {"type": f"{frame.type:#010x}"})
-        elif frame.type == Request.NEGOTIATE_PROTOCOL:
+        elif frame.type == Request.NEGOTIATE_PROTOCOL or frame.type in self._lab_handlers:
             self._answer(bridge, frame)
         else:
             threading.Thread(
@@ -209,6 +222,9 @@ class Agent:
     ) -> object | None:
         if type_word == Request.NEGOTIATE_PROTOCOL:
             return self._negotiate(bridge, body)
+        if (lab_handler := self._lab_handlers.get(type_word)) is not None:
+            self._forget(bridge)
+            return lab_handler(base, body)
         if not bridge.negotiated:
             raise GuestFailure(HResult.NOT_IMPLEMENTED, "the protocol is not negotiated yet")
         handler = self._handlers.get(type_word)
@@ -346,6 +362,12 @@ class Agent:
 
     def _delete_state(self, base: RequestBase, _: _Body) -> None:
         self._containers.delete_state(base.container_id)
+
+    def _prepare(self, _: RequestBase, __: _Body) -> None:
+        template.warm_up(self._system, self._mounts, crun=self._crun)
+
+    def _resume(self, _: RequestBase, body: _Body) -> None:
+        template.resume(self._system, from_json(Resume, body))
 
 
 def _failure(result: HResult, message: str) -> ResponseBase:

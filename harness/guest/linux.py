@@ -16,8 +16,10 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.guest import syscalls
@@ -227,6 +229,18 @@ class LinuxSystem:
     def dial(self, port: int) -> Connection:
         """Connect to a port of the host."""
         return self._dial(port)
+
+    def add_entropy(self, data: bytes) -> None:
+        """Mix bytes into the kernel's random generator, count them, and reseed from them."""
+        syscalls.add_entropy(data)
+
+    def set_clock(self, seconds: int, nanoseconds: int) -> None:
+        """Set the real-time clock, in Unix time."""
+        time.clock_settime_ns(time.CLOCK_REALTIME, seconds * 1_000_000_000 + nanoseconds)
+
+    def set_host_name(self, name: str) -> None:
+        """Set the kernel's host name."""
+        socket.sethostname(name)
 
     def power_off(self) -> None:
         """Flush the disks and end the virtual machine."""
