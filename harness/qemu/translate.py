@@ -338,6 +338,17 @@ def parity_of(document: ComputeSystem) -> tuple[ParityItem, ...]:
     return tuple(items)
 
 
+def refusal_of(document: ComputeSystem) -> str | None:
+    """Return why QEMU cannot run a document at all, on any host; None where it can."""
+    host = HostFacts(qemu="qemu", version="", accelerator=Accelerator.TCG)
+    try:
+        plan_launch(document, host, Descriptors(0, 0, 0, 0), system_id="", runtime_id="")
+        document.attachments()
+    except (ComputeServiceError, UsageError) as error:
+        return str(error)
+    return None
+
+
 def attachment_parity(controller: int, lun: int, attachment: Attachment) -> tuple[ParityItem, ...]:
     """Return the fields of a hot-added attachment that QEMU does not honour as HCS does."""
     prefix = f"VirtualMachine.Devices.Scsi.{controller}.Attachments.{lun}"
