@@ -21,9 +21,11 @@ import os
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from harness.errors import ComputeServiceError, GuestError, HarnessError
 from harness.gcs.prot import LabRequest, Resume
@@ -35,8 +37,9 @@ from harness.qemu.loop import IoLoop
 from harness.qemu.machine import Machine
 from harness.qemu.migration import MemoryKind, load_state, save_state
 from harness.qemu.qmp import QmpCommand
+from harness.qemu.spares import Spare, SparePool
 from harness.qemu.supervisor import Supervisor
-from harness.qemu.templatekey import template_facts
+from harness.qemu.templatekey import template_facts, template_key
 from harness.qemu.templatestore import (
     DEFAULT_LIMIT_BYTES,
     DamagedTemplateError,
@@ -122,6 +125,7 @@ class MachineMaker:
         )
         self._lock = threading.Lock()
         self._failed: dict[tuple[str, MemoryKind], str] = {}
+        self.spares = SparePool(policy.spares if policy else 0)
 
     def make(self, system_id: str, document: ComputeSystem) -> ReadyMachine:
         """Return a machine for a document, without its disks. On failure nothing is left.
@@ -131,10 +135,13 @@ class MachineMaker:
         notes: list[str] = []
         for kind in self._kinds(document):
             try:
-                machine, runtime_id, _ = self._copy(system_id, document, kind)
+                if (ready := self._take_spare(document, kind)) is not None:
+                    return ready
+                machine, runtime_id, (key, _, _) = self._copy(system_id, document, kind)
             except HarnessError as error:
                 notes.append(f"{_ORIGINS[kind]}: {error}")
             else:
+                self.spares.stock(key, partial(self._make_spare, document, kind))
                 return ReadyMachine(machine, runtime_id, _ORIGINS[kind], tuple(notes))
         runtime_id = str(uuid.uuid4())
         machine = self._launch(document, system_id, runtime_id, timeout_s=_LAUNCH_S)
@@ -159,6 +166,39 @@ class MachineMaker:
             return TemplateReport(*report, time.monotonic() - began)
         raise failure
 
+    def _take_spare(self, document: ComputeSystem, kind: MemoryKind) -> ReadyMachine | None:
+        assert self._policy is not None
+        if not self._policy.spares:
+            return None
+        spare = self.spares.take(template_key(self._facts(document, kind)))
+        if spare is None:
+            return None
+        try:
+            deadline = time.monotonic() + self._policy.copy_timeout_s
+            resume(spare.machine, spare.runtime_id, deadline=deadline)
+        except HarnessError:
+            spare.machine.discard()
+            return None
+        return ReadyMachine(spare.machine, spare.runtime_id, _ORIGINS[kind])
+
+    def _make_spare(self, document: ComputeSystem, kind: MemoryKind) -> Spare:
+        assert self._policy is not None
+        machine, runtime_id, _ = self._copy("spare", document, kind)
+        try:
+            deadline = time.monotonic() + self._policy.build_timeout_s
+            call_agent(machine.gcs, LabRequest.PREPARE, deadline=deadline)
+        except BaseException:
+            machine.discard()
+            raise
+        return Spare(machine, runtime_id)
+
+    def _facts(self, document: ComputeSystem, kind: MemoryKind) -> Mapping[str, Any]:
+        kernel = bootable_kernel(document, self._host)
+        try:
+            return template_facts(document, self._host, kernel=kernel, memory=kind)
+        except OSError as error:
+            raise ComputeServiceError(f"no template: {error}") from error
+
     def _kinds(self, document: ComputeSystem) -> tuple[MemoryKind, ...]:
         # A saved machine with disks would go on with what it remembers of them.
         if self._policy is None or document.attachments():
@@ -171,11 +211,7 @@ class MachineMaker:
         """Return a running copy, its runtime id, and what template it is of."""
         assert self._policy is not None
         assert self._store is not None
-        kernel = bootable_kernel(document, self._host)
-        try:
-            facts = template_facts(document, self._host, kernel=kernel, memory=kind)
-        except OSError as error:
-            raise ComputeServiceError(f"no template: {error}") from error
+        facts = self._facts(document, kind)
         signature = (str(facts["arguments"]), kind)
         with self._lock:
             if signature in self._failed:
@@ -205,18 +241,16 @@ class MachineMaker:
                 self._failed[signature] = str(error)
             raise
 
-    def _open(self, facts: object) -> OpenTemplate | None:
+    def _open(self, facts: Mapping[str, Any]) -> OpenTemplate | None:
         assert self._store is not None
-        assert isinstance(facts, dict)
         try:
             return self._store.open(facts)
         except DamagedTemplateError:
             return None  # the builder replaces it
 
-    def _build(self, document: ComputeSystem, kind: MemoryKind, facts: object) -> None:
+    def _build(self, document: ComputeSystem, kind: MemoryKind, facts: Mapping[str, Any]) -> None:
         assert self._policy is not None
         assert self._store is not None
-        assert isinstance(facts, dict)
         timeout_s = self._policy.build_timeout_s
         with self._store.building(facts, timeout_s=timeout_s) as draft:
             if draft is not None:

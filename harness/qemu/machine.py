@@ -21,6 +21,7 @@ from harness.errors import (
     SystemExitedError,
 )
 from harness.qemu.loop import READ, IoLoop
+from harness.qemu.panic import PanicScanner
 from harness.qemu.qmp import QmpClient, QmpCommand, QmpEvent
 from harness.qemu.supervisor import Child, Supervisor, describe_exit
 from harness.qemu.tail import Tail
@@ -43,6 +44,8 @@ class Machine:
         # Loop thread only; `adopt` sets them.
         self._on_event: Callable[[QmpEvent], None] | None = None
         self._on_exit: Callable[[Machine], None] | None = None
+        self._on_panic: Callable[[str], None] | None = None
+        self._panics = PanicScanner()
         control, self._qemu_control = socket.socketpair()
         self._console, self._qemu_console = socket.socketpair()
         self.gcs, self._qemu_gcs = socket.socketpair()
@@ -103,15 +106,20 @@ class Machine:
         self._connect(deadline)
 
     def adopt(
-        self, *, on_event: Callable[[QmpEvent], None], on_exit: Callable[[Machine], None]
+        self,
+        *,
+        on_event: Callable[[QmpEvent], None],
+        on_panic: Callable[[str], None],
+        on_exit: Callable[[Machine], None],
     ) -> None:
-        """Report QEMU's events and its end (once it was reaped) from now on, in the I/O thread.
+        """Report from now on, in the I/O thread: QEMU's events, the kernel's end, and QEMU's own.
 
-        A machine that has ended already reports that before this returns.
+        `on_panic` gets what the console said, `on_exit` comes once QEMU was reaped. A machine that
+        has ended already reports that before this returns.
         """
 
         def take() -> None:
-            self._on_event, self._on_exit = on_event, on_exit
+            self._on_event, self._on_panic, self._on_exit = on_event, on_panic, on_exit
             if self._ended.is_set():
                 on_exit(self)
 
@@ -149,6 +157,11 @@ class Machine:
         if code is not None:
             message = f"{message}: it ended with {describe_exit(code)}"
         return LaunchError(message, command=self.plan.argv, exit_code=code, output=self.output)
+
+    def kill(self) -> None:
+        """Send QEMU SIGKILL; the end is reported as any other."""
+        if self._child is not None:
+            self._child.kill()
 
     def stop(self, *, timeout_s: float) -> None:
         """End QEMU and reap it: it closes its disks cleanly if it still answers, else it is killed.
@@ -222,7 +235,13 @@ class Machine:
         with contextlib.suppress(OSError):
             while data := self._console.recv(65536):
                 self.console.add(data)
+                self._report_panic(self._panics.feed(data))
+            self._report_panic(self._panics.finish())
             self._close_console()
+
+    def _report_panic(self, message: str | None) -> None:
+        if message is not None and self._on_panic is not None:
+            self._on_panic(message)
 
     def _close_console(self) -> None:
         self._loop.unwatch(self._console)

@@ -129,6 +129,14 @@ class QemuComputeService:
         _, maker, _ = self._open()
         return maker.prepare_template(document)
 
+    def spare_pids(self) -> frozenset[int]:
+        """Return the processes of copies that were made ahead and belong to no system yet."""
+        return self._maker.spares.pids() if self._maker is not None else frozenset()
+
+    def wait_for_spares(self, *, timeout_s: float) -> bool:
+        """Return whether as many copies are ready as the policy wants, within the time."""
+        return self._maker is None or self._maker.spares.wait_full(timeout_s)
+
     def start(self, system_id: str, *, timeout_s: float = 60.0) -> None:
         """Start it; returns once the virtual machine runs (its guest may still boot)."""
         self._system(system_id).start(deadline=deadline_after(timeout_s))
@@ -193,6 +201,8 @@ class QemuComputeService:
     def close_all(self) -> None:
         """Close every system and the service; may be repeated. Raises its first error last."""
         errors: list[ComputeServiceError] = []
+        if self._maker is not None:
+            self._maker.spares.close()
         with self._changed:
             systems = list(self._systems.values())
         for system in systems:

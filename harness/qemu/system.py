@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +38,7 @@ ReportEvent = Callable[[EventType, Mapping[str, Any]], None]
 
 _HCS_E_UNEXPECTED_EXIT: Final = -1070137082  # 0xC0370106 as the int32 of the exit document
 _HCS_E_TERMINATED: Final = -1070137081  # 0xC0370107
-_PANIC: Final = re.compile(r"Kernel panic - not syncing.*")
+_LAST_WORDS_S: Final = 1.0
 _OUTPUT_SHOWN: Final = 2000
 
 
@@ -72,6 +71,7 @@ class QemuSystem:
         self._exit_type: ExitType | None = None
         self._exit_reason = ""
         self._shutdown_reason = ""
+        self._panic = ""
         self._forced = False
         self._parity: tuple[ParityItem, ...] = self._machine.plan.parity
 
@@ -86,7 +86,9 @@ class QemuSystem:
         Raises LaunchError, or the error of a disk that cannot be attached.
         """
         try:
-            self._machine.adopt(on_event=self._qmp_event, on_exit=self._ended)
+            self._machine.adopt(
+                on_event=self._qmp_event, on_panic=self._panicked, on_exit=self._ended
+            )
             for (controller, lun), attachment in sorted(self._document.attachments().items()):
                 self._slots.attach(AttachDisk(controller, lun, attachment), deadline=deadline)
         except BaseException:
@@ -216,10 +218,21 @@ class QemuSystem:
         if event.name == "SHUTDOWN":
             self._shutdown_reason = str(event.data.get("reason", ""))
 
+    def _panicked(self, message: str) -> None:
+        """The guest's kernel said its last words: whoever waits gets to know at once."""
+        with self._lock:
+            if self._panic or self._state is None or self._forced:
+                return
+            self._panic = message
+        self._report(EventType.CRASHED, {"Message": message})
+        # The rest of the trace still comes; a kernel that does not reset itself is ended then.
+        ending = threading.Timer(_LAST_WORDS_S, self._machine.kill)
+        ending.daemon = True
+        ending.start()
+
     def _ended(self, machine: Machine) -> None:
         code = machine.exit_code
         assert code is not None
-        panic = _PANIC.search(machine.console.text())
         with self._lock:
             was_created = self._state is not None
             self._state = SystemState.STOPPED
@@ -232,8 +245,8 @@ class QemuSystem:
             else:
                 self._exit_type, status = ExitType.UNEXPECTED, _HCS_E_UNEXPECTED_EXIT
                 self._exit_reason = (
-                    panic[0].strip()
-                    if panic
+                    self._panic
+                    if self._panic
                     else "the guest reset itself"
                     if self._shutdown_reason == "guest-reset"
                     else f"QEMU ended with {describe_exit(code)}"
@@ -248,8 +261,6 @@ class QemuSystem:
         self._slots.clear()
         self._ports.guest_gone()
         if was_created:
-            if panic and self._exit_type is ExitType.UNEXPECTED:
-                self._report(EventType.CRASHED, {"Message": panic[0].strip()})
             self._report(EventType.EXITED, data)
 
 
