@@ -216,21 +216,21 @@ class MachineMaker:
         with self._lock:
             if signature in self._failed:
                 raise ComputeServiceError(self._failed[signature])
-        built = False
+        fresh = built = False
         try:
             while True:
                 template = self._open(facts)
                 if template is None:
-                    if built:
+                    if fresh:
                         raise ComputeServiceError("the template went as soon as it was built")
-                    self._build(document, kind, facts)
-                    built = True
+                    built = self._build(document, kind, facts)
+                    fresh = True
                     continue
                 with template:
                     try:
                         machine, runtime_id = self._clone(system_id, document, template)
                     except (ComputeServiceError, GuestError):
-                        if built:
+                        if fresh:
                             raise
                         # It looks right and does not work: once more from the beginning.
                         self._store.remove(template.key)
@@ -248,13 +248,15 @@ class MachineMaker:
         except DamagedTemplateError:
             return None  # the builder replaces it
 
-    def _build(self, document: ComputeSystem, kind: MemoryKind, facts: Mapping[str, Any]) -> None:
+    def _build(self, document: ComputeSystem, kind: MemoryKind, facts: Mapping[str, Any]) -> bool:
+        """Have the template built; whether it was by us."""
         assert self._policy is not None
         assert self._store is not None
         timeout_s = self._policy.build_timeout_s
         with self._store.building(facts, timeout_s=timeout_s) as draft:
             if draft is not None:
                 self._boot_and_save(document, kind, draft, deadline=time.monotonic() + timeout_s)
+            return draft is not None
 
     def _boot_and_save(
         self, document: ComputeSystem, kind: MemoryKind, draft: Draft, *, deadline: float
