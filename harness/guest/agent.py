@@ -15,7 +15,6 @@ import sys
 assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
 
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -117,7 +116,16 @@ class _Bridge:
 class Agent:
     """Serves one bridge after the other; containers and mounts outlive a bridge."""
 
-    def __init__(self, system: GuestSystem, log: Log, *, crun: str = "crun") -> None:
+    def __init__(
+        self,
+        system: GuestSystem,
+        log: Log,
+        *,
+        crun: str = "crun",
+        setup: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`setup` is called, again and again, before what needs more than the bridge."""
+        self._setup = setup
         self._system = system
         self._log = log
         self._mounts = MountTable()
@@ -200,6 +208,8 @@ class Agent:
         except OSError as error:  # the disk's or the kernel's fault, and the host's to know
             status, answer = _failure(HResult.FAIL, str(error)), None
         except Exception as error:  # noqa: BLE001 - the boundary of a request
+            import traceback  # imports much, and is needed for a bug of ours alone
+
             self._log.error("request failed", {"stack": traceback.format_exc()})
             status, answer = _failure(HResult.FAIL, f"{type(error).__name__}: {error}"), None
         if status.result:
@@ -224,12 +234,14 @@ class Agent:
             return self._negotiate(bridge, body)
         if (lab_handler := self._lab_handlers.get(type_word)) is not None:
             self._forget(bridge)
+            self._setup()
             return lab_handler(base, body)
         if not bridge.negotiated:
             raise GuestFailure(HResult.NOT_IMPLEMENTED, "the protocol is not negotiated yet")
         handler = self._handlers.get(type_word)
         if handler is None:
             raise GuestFailure(HResult.UNKNOWN_MESSAGE, f"unknown request {type_word:#010x}")
+        self._setup()
         return handler(base, body)
 
     def _publish(self, notification: ContainerNotification) -> None:
@@ -253,9 +265,14 @@ class Agent:
         with self._lock:
             self._bridge = bridge
         self._send_notifications()
-        threading.Thread(target=self._connect_log, name="log-dial", daemon=True).start()
+        threading.Thread(target=self._follow_up, name="follow-up", daemon=True).start()
 
-    def _connect_log(self) -> None:
+    def _follow_up(self) -> None:
+        """Do what the negotiation's answer did not wait for."""
+        try:
+            self._setup()
+        except OSError as error:  # the first request is told, too
+            self._log.error("the machine is not set up", {"error": str(error)})
         try:
             connection = self._system.dial(LOG_PORT)
         except OSError:
@@ -353,6 +370,8 @@ class Agent:
                 raise GuestFailure(HResult.NOT_IMPLEMENTED, f"{kind} of {resource!r}")
 
     def _dump_stacks(self, _: RequestBase, __: _Body) -> StacksAnswer:
+        import traceback
+
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         stacks = [
             f"{names.get(ident, ident)}\n" + "".join(traceback.format_stack(frame))

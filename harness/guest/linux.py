@@ -1,5 +1,7 @@
 """The real operating system below the agent: `GuestSystem` on the kernel it runs on."""
 
+# `shutil` and `subprocess` are imported where they are used: the first message does not wait for
+# them.
 # Paths are plain text of the protocol here, and pathlib is slow to import:
 # ruff: noqa: PTH102, PTH103, PTH106, PTH108, PTH112, PTH208, PTH211
 
@@ -14,10 +16,7 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 import contextlib
 import errno
 import os
-import shutil
 import signal
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -114,6 +113,8 @@ class LinuxSystem:
             return
         if below := self.mounts_below(path):
             raise OSError(errno.EBUSY, f"{below[0]} is mounted below", path)
+        import shutil
+
         shutil.rmtree(path)
 
     def symlink(self, path: str, target: str) -> None:
@@ -149,6 +150,8 @@ class LinuxSystem:
 
     def find_program(self, name: str, *, path: str) -> str | None:
         """Return the executable that `name` means, looked up in the directories of `path`."""
+        import shutil
+
         return shutil.which(name, path=path)
 
     def spawn(
@@ -209,6 +212,8 @@ class LinuxSystem:
         *,
         new_session: bool,
     ) -> ReapedChild:
+        import subprocess
+
         def start() -> int:
             process = subprocess.Popen(
                 argv,
@@ -240,7 +245,7 @@ class LinuxSystem:
 
     def set_host_name(self, name: str) -> None:
         """Set the kernel's host name."""
-        socket.sethostname(name)
+        self.write_file("/proc/sys/kernel/hostname", name.encode())
 
     def power_off(self) -> None:
         """Flush the disks and end the virtual machine."""
