@@ -13,12 +13,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import front_door, storage
+from bench import front_door, storage, uvm
 from bench.measure import Comparison, Figure
 
 _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
     "storage": storage.run,
     "front_door": front_door.run,
+    "uvm": uvm.run,
 }
 
 

@@ -1,4 +1,4 @@
-"""Utility VMs: copies and boots, pods, detaching, density, and the stdio relay, beside their bounds.
+"""Utility VMs: copies and boots, pods, detaching, density, the stdio relay, beside their bounds.
 
 Each bound is measured in the same run, in turn with ours: a loaded machine slows both.
 """
@@ -15,15 +15,17 @@ from pathlib import Path
 
 from bench.measure import Comparison, Figure
 from harness.containers import Container, ContainerConfig
-from harness.gcs.prot import MappedVirtualDisk
-from harness.hcs.document import ComputeSystem, attach_request, detach_request, lcow_document
+from harness.hcs.document import ComputeSystem, lcow_document
 from harness.image.build import UvmImage, ensure_image
 from harness.image.cpio import CpioWriter
 from harness.lab import Lab, LabConfig
-from harness.qemu.clones import TemplatePolicy
+from harness.qemu.clones import MachineMaker, TemplatePolicy
+from harness.qemu.loop import IoLoop
+from harness.qemu.qmp import QmpCommand
 from harness.qemu.service import QemuComputeService
-from harness.scsi import MountConfig
+from harness.qemu.supervisor import Supervisor
 from harness.uvm import UtilityVm
+from snapshotter.labels import OWNER_KEY, REUSE_SCRATCH
 from snapshotter.scratch.template import ScratchTemplate
 from snapshotter.units import GIB, MIB
 
@@ -59,8 +61,13 @@ def run() -> Iterator[Comparison | Figure]:
         cold = stack.enter_context(QemuComputeService())
         ours = _document(image)
         copies.prepare_template(ours)
-        yield from _starts(copies, cold, ours, _document(image, initrd=_naive(image, folder)))
-        yield from _relay(copies, cold, ours, _document(image, initrd=folder / "naive"))
+        loop = IoLoop("bench")
+        loop.start()
+        stack.callback(loop.stop)
+        maker = MachineMaker(cold.host_facts(), loop, Supervisor(loop), policy=None)
+        naive = _document(image, initrd=_naive(image, folder))
+        yield from _starts(copies, cold, maker, ours, naive)
+        yield from _relay(copies, maker, ours, naive)
         yield _detaching(copies, ours, folder)
         yield _density(copies, _document(image, memory_mb=256, processors=1))
     yield from _pod()
@@ -117,6 +124,7 @@ def _ms(work: Callable[[], object]) -> float:
 def _starts(
     copies: QemuComputeService,
     cold: QemuComputeService,
+    maker: MachineMaker,
     ours: ComputeSystem,
     naive: ComputeSystem,
 ) -> Iterator[Comparison]:
@@ -135,7 +143,7 @@ def _starts(
             with UtilityVm.boot(cold, ours) as vm:
                 booted.append(vm.boot_s * 1000)
             began = time.perf_counter()
-            with _naive_machine(cold, naive):
+            with _naive_machine(maker, naive):
                 hello.append((time.perf_counter() - began) * 1000)
     yield _comparison(
         "UVM from template, reseeded, clock set, answering",
@@ -145,16 +153,19 @@ def _starts(
         2.6,
     )
     yield _comparison("UVM from template", copied, "cold boot", booted, 1 / 20)
-    yield _comparison("cold boot to first message", booted, "busybox sh that says hello", hello, 1.3)
+    yield _comparison(
+        "cold boot to first message", booted, "busybox sh that says hello", hello, 1.3
+    )
 
 
 @contextlib.contextmanager
 def _naive_machine(
-    service: QemuComputeService, document: ComputeSystem
+    maker: MachineMaker, document: ComputeSystem
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
     """A machine that said hello: its raw ports `gcs` and `stdio`."""
-    machine = service.launch_bare(document)
+    machine = maker.make("naive", document).machine
     try:
+        machine.qmp.execute(QmpCommand("cont"), deadline=time.monotonic() + 10)
         machine.gcs.settimeout(60)
         machine.stdio.settimeout(60)
         said = b""
@@ -169,14 +180,14 @@ def _naive_machine(
 
 def _relay(
     copies: QemuComputeService,
-    cold: QemuComputeService,
+    maker: MachineMaker,
     ours: ComputeSystem,
     naive: ComputeSystem,
 ) -> Iterator[Comparison]:
     mine: list[float] = []
     theirs: list[float] = []
     command = ["/bin/dd", "if=/dev/zero", "bs=32k", f"count={_RELAYED // 32768}"]
-    with UtilityVm.boot(copies, ours) as vm, _naive_machine(cold, naive) as (gcs, stdio):
+    with UtilityVm.boot(copies, ours) as vm, _naive_machine(maker, naive) as (gcs, stdio):
 
         def through_the_relay() -> None:
             done = vm.processes.start(command).wait()
@@ -203,23 +214,13 @@ def _detaching(service: QemuComputeService, document: ComputeSystem, folder: Pat
     paths = [folder / f"disk{number}.vhdx" for number in range(_DISKS)]
     for path in paths:
         template.write(path)
-    mount = MountConfig(ensure_filesystem=True, filesystem="ext4")
     times: dict[int, list[float]] = {1: [], _DISKS: []}
     with UtilityVm.boot(service, document) as vm:
-        for _ in range(4):
+        for _ in range(5):
             for count, found in times.items():
                 held = [
-                    vm.scsi.acquire(path, read_only=False, mount=mount, holder="bench")
-                    for path in paths[:count]
+                    vm.scsi.acquire(path, read_only=False, holder="bench") for path in paths[:count]
                 ]
-                for disk in held:
-                    vm.guest.unmount_disk(
-                        MappedVirtualDisk(
-                            mount_path=disk.guest_path,
-                            controller=disk.slot.controller,
-                            lun=disk.slot.lun,
-                        )
-                    )
                 found.append(_ms(lambda held=held: vm.scsi.release_all(held)))  # type: ignore[misc]
     return _comparison(
         f"detach of {_DISKS} disks in one release", times[_DISKS], "of one", times[1], 1.3
@@ -261,12 +262,7 @@ def _run_pod(lab: Lab) -> None:
         name: lab.snapshotter.prepare(
             name,
             image.top,
-            labels=None
-            if name == "pod"
-            else {
-                "containerd.io/snapshot/io.microsoft.container.storage.reuse-scratch": "true",
-                "containerd.io/snapshot/io.microsoft.owner.key": "pod",
-            },
+            labels=None if name == "pod" else {REUSE_SCRATCH: "true", OWNER_KEY: "pod"},
         )
         for name in names
     }
