@@ -79,6 +79,7 @@ def warm_up(system: GuestSystem, mounts: MountTable, *, crun: str) -> None:
     finally:
         layers.remove(root)
     gc.collect()
+    gc.freeze()  # a collection in a copy would write to, and so copy, every object's page
 
 
 def resume(system: GuestSystem, message: Resume) -> None:
