@@ -35,13 +35,12 @@ def template_facts(
     """Return what the template of a document depends on. Raises as `plan_launch`, and OSError."""
     plan = plan_launch(document, host, _NOBODY, system_id="", runtime_id="", kernel=kernel)
     arguments = [_TSC_OPTION.sub("", argument) for argument in plan.argv]
-    files = [argument for argument in arguments if argument.startswith("/")]
     return {
         "schema": SCHEMA,
         "memory": str(memory),
         "qemu": host.version,
-        "arguments": arguments,
-        "files": {path: _identity(path) for path in sorted(set(files))},
+        # A file is itself by whatever path.
+        "arguments": [_identity(each) if each.startswith("/") else each for each in arguments],
         "accelerator": str(host.accelerator),
         "tsc_mhz": None if host.tsc_khz is None else round(host.tsc_khz / 1000),
         # An emulated processor is QEMU's own; a real one is this machine's.
