@@ -145,9 +145,10 @@ def test_without_shared_memory_the_whole_machine_is_migrated(
 
 
 def test_a_guest_that_makes_no_template_boots_cold_and_says_why(tmp_path: Path) -> None:
+    agentless = tiny_document(tmp_path, Action.HALT)
     policy = TemplatePolicy(tmp_path / "cache", build_timeout_s=2)
     with QemuComputeService(templates=policy, accelerator="tcg") as service:
-        made = service.create("s", tiny_document(tmp_path, Action.HALT))
+        made = service.create("s", agentless)
         assert made.details["from"] == "cold"
         notes = made.details["from_notes"]
         assert len(notes) == 2
@@ -155,7 +156,7 @@ def test_a_guest_that_makes_no_template_boots_cold_and_says_why(tmp_path: Path) 
         left = [path.suffix for path in (tmp_path / "cache").iterdir()]
         assert left == [".lock", ".lock"], "a failed build leaves nothing"
         shutil.rmtree(tmp_path / "cache")
-        again = service.create("t", tiny_document(tmp_path, Action.HALT))
+        again = service.create("t", agentless)
         assert again.details["from"] == "cold"
         service.start("s")
     assert not (tmp_path / "cache").exists(), "what failed is not tried again"
