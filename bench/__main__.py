@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import containerd, convert, front_door, service, storage, vhdx
+from bench import containerd, convert, front_door, service, storage, uvm, vhdx
 from bench.measure import Comparison, Figure
 
 _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
@@ -21,6 +21,7 @@ _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
     "convert": convert.run,
     "vhdx": vhdx.run,
     "front_door": front_door.run,
+    "uvm": uvm.run,
     "service": service.run,
     "containerd": containerd.run,
 }

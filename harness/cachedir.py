@@ -12,6 +12,7 @@ CACHE_VARIABLE: Final = "LCOWLAB_CACHE"
 IMAGES: Final = "images"
 LABS: Final = "labs"
 KVM: Final = "kvm"
+TEMPLATES: Final = "templates"
 
 
 def cache_directory(kind: str = "") -> Path:

@@ -17,7 +17,9 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +36,7 @@ LAYER_FILE = "layer.vhd"
 SCRATCH_FILE = "sandbox.vhdx"
 _GUEST_ROOT = "/run/gcs/c"
 _KILL = 9
+_DISKS_AT_ONCE = 8
 _MAX_HOSTNAME = 63
 
 
@@ -126,24 +129,8 @@ class Container:
         return container
 
     def _build_rootfs(self, disks: LcowDisks, pod_id: str, *, timeout_s: float) -> None:
-        holder = f"container {self.id}"
-        read_only = MountConfig(read_only=True, options=("ro",))
-        for path in disks.layers:
-            layer = self._vm.scsi.acquire(
-                path, read_only=True, mount=read_only, holder=holder, timeout_s=timeout_s
-            )
-            self._layers.append(layer)
-        scratch_path = ""
-        if disks.scratch is not None:
-            self._scratch = self._vm.scsi.acquire(
-                disks.scratch,
-                read_only=False,
-                mount=MountConfig(ensure_filesystem=True, filesystem="ext4"),
-                guest_path=f"{_GUEST_ROOT}/{pod_id}",
-                holder=holder,
-                timeout_s=timeout_s,
-            )
-            scratch_path = self.scratch_directory
+        self._acquire_disks(disks, pod_id, timeout_s=timeout_s)
+        scratch_path = self.scratch_directory
         rootfs = f"{_GUEST_ROOT}/{self.id}/rootfs"
         self._leftover = scratch_path
         combined = CombinedLayers(
@@ -154,6 +141,30 @@ class Container:
         )
         self._vm.guest.add_combined_layers(combined)
         self._combined = combined
+
+    def _acquire_disks(self, disks: LcowDisks, pod_id: str, *, timeout_s: float) -> None:
+        """Attach and mount all disks at the same time; what succeeded is held, even on failure."""
+        holder = f"container {self.id}"
+        acquire = partial(self._vm.scsi.acquire, holder=holder, timeout_s=timeout_s)
+        read_only = MountConfig(read_only=True, options=("ro",))
+        with ThreadPoolExecutor(_DISKS_AT_ONCE, thread_name_prefix=holder) as pool:
+            layers = [
+                pool.submit(acquire, path, read_only=True, mount=read_only) for path in disks.layers
+            ]
+            scratch = None
+            if disks.scratch is not None:
+                scratch = pool.submit(
+                    acquire,
+                    disks.scratch,
+                    read_only=False,
+                    mount=MountConfig(ensure_filesystem=True, filesystem="ext4"),
+                    guest_path=f"{_GUEST_ROOT}/{pod_id}",
+                )
+        self._layers += [layer.result() for layer in layers if layer.exception() is None]
+        if scratch is not None and scratch.exception() is None:
+            self._scratch = scratch.result()
+        for attempt in (*layers, *((scratch,) if scratch else ())):
+            attempt.result()
 
     @property
     def scratch_directory(self) -> str:

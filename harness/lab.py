@@ -18,11 +18,12 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from harness.cachedir import LABS, cache_directory
+from harness.cachedir import LABS, TEMPLATES, cache_directory
 from harness.errors import HarnessError, InfrastructureError, LeakError, UsageError
 from harness.hcs.document import ComputeSystem, lcow_document
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
+from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.kvm import Accelerator, AcceleratorChoice
 from harness.qemu.service import QemuComputeService
@@ -49,6 +50,8 @@ class LabConfig:
     processors: int = 2
     root: Path | None = None
     boot_timeout_s: float = 60.0
+    cold: bool = False
+    """Boot every utility VM from its first instruction, not as a copy of a saved one."""
 
 
 class Lab:
@@ -90,7 +93,7 @@ class Lab:
                 f"backend {config.backend} is not known here: choose one of {', '.join(BACKENDS)}"
             )
         with contextlib.ExitStack() as undo:
-            service = undo.enter_context(QemuComputeService(accelerator=config.accelerator))
+            service = undo.enter_context(_service(config, config.accelerator))
             service.host_facts()  # without QEMU nothing below is worth its time
             image = ensure_image(progress=tell)
             directory, lock = _make_directory(config.root)
@@ -157,10 +160,17 @@ class Lab:
                 raise
             self._progress(f"no answer on KVM ({error}); going on under emulation")
             self.service.close_all()
-            self.service = QemuComputeService(accelerator="tcg")
+            self.service = _service(self.config, "tcg")
             vm = self._boot()
         self._vms.append(vm)
         return vm
+
+    def prepare_template(self) -> TemplateReport:
+        """Return the template of this lab's utility VMs, built where it is missing.
+
+        Raises ComputeServiceError or GuestError: why there is none.
+        """
+        return self.service.prepare_template(self.document())
 
     def _boot(self) -> UtilityVm:
         return UtilityVm.boot(self.service, self.document(), timeout_s=self.config.boot_timeout_s)
@@ -235,6 +245,11 @@ class Lab:
         """Raise LeakError naming everything `audit` finds."""
         if leaks := self.audit():
             raise LeakError(leaks)
+
+
+def _service(config: LabConfig, accelerator: AcceleratorChoice) -> QemuComputeService:
+    templates = None if config.cold else TemplatePolicy(cache_directory(TEMPLATES))
+    return QemuComputeService(accelerator=accelerator, templates=templates)
 
 
 def _make_directory(root: Path | None) -> tuple[Path, FileLock]:

@@ -12,7 +12,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,9 @@ from harness.gcs.guest import GuestClient
 from harness.gcs.prot import StdioPorts
 from harness.hcs.service import FIRST_STDIO_PORT, ComputeService
 from harness.hcs.streams import StreamListener, open_listener
+
+Sink = Callable[[bytes], object]
+"""Takes a part of an output stream; an OSError of it closes the stream."""
 
 _CHUNK = 64 * 1024
 _DRAIN_TIMEOUT_S = 10.0
@@ -41,17 +44,18 @@ class Completed:
 
 
 class _Collector(threading.Thread):
-    """Reads one stream to its end, then closes it."""
+    """Reads one stream to its end, then closes it; a sink takes its bytes as they come."""
 
-    def __init__(self, stream: socket.socket, name: str) -> None:
+    def __init__(self, stream: socket.socket, name: str, sink: Sink | None) -> None:
         super().__init__(name=name, daemon=True)
         self._stream = stream
         self._parts: list[bytes] = []
+        self._sink = sink or self._parts.append
 
     def run(self) -> None:
         with contextlib.suppress(OSError), self._stream:
             while part := self._stream.recv(_CHUNK):
-                self._parts.append(part)
+                self._sink(part)
 
     def collected(self) -> bytes:
         return b"".join(self._parts)
@@ -96,13 +100,17 @@ class GuestProcess:
         """Send a signal."""
         self._guest.signal_process(self._container_id, self.process_id, number)
 
-    def wait(self, *, timeout_s: float = 60.0) -> Completed:
-        """Return code and output. Raises ComputeTimeoutError, BridgeClosedError, GuestError."""
-        deadline = time.monotonic() + timeout_s
+    def wait(self, *, timeout_s: float | None = 60.0) -> Completed:
+        """Return code and output; None waits as long as it takes.
+
+        Raises ComputeTimeoutError, BridgeClosedError, GuestError.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         code = self._guest.wait_process(self._container_id, self.process_id, timeout_s=timeout_s)
         self.close_stdin()
         for collector in self._collectors.values():
-            collector.join(max(_DRAIN_TIMEOUT_S, deadline - time.monotonic()))
+            left = None if deadline is None else deadline - time.monotonic()
+            collector.join(None if left is None else max(_DRAIN_TIMEOUT_S, left))
             if collector.is_alive():
                 raise ComputeTimeoutError(
                     f"process {self.process_id} ended but {collector.name} stays open"
@@ -129,9 +137,13 @@ class ProcessStarter:
         cwd: str = "/",
         oci_process: Mapping[str, Any] | None = None,
         with_stdin: bool = False,
+        sinks: Mapping[str, Sink] | None = None,
         timeout_s: float = 60.0,
     ) -> GuestProcess:
         """Start `args` in the utility VM, or in a container its init or (`oci_process`) one more.
+
+        `sinks` ("stdout", "stderr") take output as it comes, in a thread each; what has no sink is
+        collected for `wait`.
 
         Raises GuestError where the guest cannot start it; no stream is left open then.
         """
@@ -163,7 +175,7 @@ class ProcessStarter:
             undo.pop_all()
         stdin = streams.pop("stdin", None)
         collectors = {
-            name: _Collector(stream, f"{name} of process {process_id}")
+            name: _Collector(stream, f"{name} of process {process_id}", (sinks or {}).get(name))
             for name, stream in streams.items()
         }
         for collector in collectors.values():

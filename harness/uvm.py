@@ -50,6 +50,7 @@ from harness.scsi import MountConfig, ScsiManager, Slot
 BOOT_TIMEOUT_S = 60.0
 _POWER_OFF_TIMEOUT_S = 5.0
 _LOG_LINES = 500
+_EVENT_POLL_S = 60.0
 
 
 class GuestLog(threading.Thread):
@@ -145,6 +146,33 @@ def _mapped_disk(slot: Slot, config: MountConfig, guest_path: str) -> MappedVirt
     )
 
 
+class _CrashWatch(threading.Thread):
+    """Ends the bridge as soon as the service reports a crash: whoever waits gets to know why."""
+
+    def __init__(self, service: ComputeService, system_id: str, guest: GuestClient) -> None:
+        super().__init__(name="crash watch", daemon=True)
+        self._service = service
+        self._system_id = system_id
+        self._guest = guest
+
+    def run(self) -> None:
+        """Watch until the system is closed."""
+        cursor = 0
+        with contextlib.suppress(ComputeServiceError):  # closed
+            while True:
+                events = self._service.events(
+                    self._system_id, after=cursor, timeout_s=_EVENT_POLL_S
+                )
+                for event in events:
+                    cursor = event.sequence
+                    if event.type is EventType.CRASHED:
+                        reason = str(event.data.get("Message", "the guest crashed"))
+                        self._guest.bridge.kill(SystemExitedError(reason))
+                        return
+                    if event.type is EventType.EXITED:
+                        return
+
+
 class UtilityVm:
     """A running utility VM; made by `boot`, a context manager whose exit leaves nothing."""
 
@@ -157,7 +185,10 @@ class UtilityVm:
         log: GuestLog,
         document: ComputeSystem,
         boot_s: float,
+        origin: str = "cold",
     ) -> None:
+        """`origin` is where the machine comes from: `template`, `migration` or `cold`."""
+        self.origin = origin
         self.system_id = system_id
         self.service = service
         self.guest = guest
@@ -172,6 +203,8 @@ class UtilityVm:
             reserved=[Slot(controller, lun) for controller, lun in document.attachments()],
         )
         self._closed = False
+        self._watch = _CrashWatch(service, system_id, guest)
+        self._watch.start()
 
     @classmethod
     def boot(
@@ -189,7 +222,7 @@ class UtilityVm:
         system_id = str(uuid.uuid4())
         began = time.monotonic()
         with contextlib.ExitStack() as undo:
-            service.create(system_id, document)
+            made = service.create(system_id, document)
             undo.callback(service.close, system_id)
             bridge_listener = undo.enter_context(
                 open_listener(service.listen(system_id, BRIDGE_PORT))
@@ -216,6 +249,7 @@ class UtilityVm:
             log=log,
             document=document,
             boot_s=time.monotonic() - began,
+            origin=str(made.details.get("from", "cold")),
         )
 
     def __enter__(self) -> Self:
@@ -288,6 +322,7 @@ class UtilityVm:
             self.scsi.abandon()
             self.service.close(self.system_id)
             self.log.join(1.0)
+            self._watch.join(1.0)
 
 
 def _scsi_controllers(document: ComputeSystem) -> int:

@@ -47,6 +47,9 @@ def run(
     ] = "auto",
     memory: Annotated[int, typer.Option(min=256, help="Guest memory in MiB.")] = 512,
     processors: Annotated[int, typer.Option(min=1, help="Virtual processors.")] = 2,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Boot each utility VM, where it would be a copy.")
+    ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Run everything that often.")] = 1,
     keep: Annotated[
         Keep, typer.Option(help="Keep the disks and the store afterwards; the path is printed.")
@@ -68,7 +71,11 @@ def run(
         console.print("nothing to run: no scenario has that tag (lcowlab scenario list)")
         return ExitCode.NOTHING_RAN
     config = LabConfig(
-        backend=backend, accelerator=accelerator, memory_mib=memory, processors=processors
+        backend=backend,
+        accelerator=accelerator,
+        memory_mib=memory,
+        processors=processors,
+        cold=cold,
     )
     with Lab.open(config, progress=lambda text: console.print(f"[dim]{text}[/dim]")) as lab:
         view = LiveView(console)

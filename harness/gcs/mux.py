@@ -40,7 +40,7 @@ from typing import ClassVar, TypeAlias
 MAX_FRAME = 32 * 1024  # virtio_console hands on at most 32 KiB with one write
 HEADER_SIZE = 8
 MAX_DATA = MAX_FRAME - HEADER_SIZE
-WINDOW = 128 * 1024  # bytes a peer may send ahead; 4 frames hide the round trip of 0.3 ms
+WINDOW = 512 * 1024  # bytes a peer may send ahead; 16 frames hide a host that is busy for a while
 _MAX_CREDIT = 2**31 - 1
 
 _HEADER = struct.Struct("<BBHI")
@@ -266,8 +266,17 @@ class MuxEndpoint:
 
         Whoever writes may cut it anywhere, as long as nothing comes in between.
         """
-        out = b"".join(self._outgoing)
-        self._outgoing.clear()
+        return b"".join(self.frames_to_send())
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether anything is queued."""
+        return bool(self._outgoing)
+
+    def frames_to_send(self) -> list[bytes]:
+        """Return all that is queued as one item a frame, and forget it."""
+        out = self._outgoing
+        self._outgoing = []
         return out
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[MuxEvent]:
@@ -300,7 +309,7 @@ class MuxEndpoint:
     # -- frames ----------------------------------------------------------------------------------
 
     def _queue(self, kind: _FrameType, channel: int, payload: bytes | memoryview = b"") -> None:
-        self._outgoing.append(_HEADER.pack(kind, 0, len(payload), channel) + bytes(payload))
+        self._outgoing.append(b"".join((_HEADER.pack(kind, 0, len(payload), channel), payload)))
 
     @staticmethod
     def _check_header(code: int, zero: int, size: int) -> _FrameType:

@@ -72,6 +72,19 @@ class Request(enum.IntEnum):
         return response_type(self)
 
 
+class LabRequest(enum.IntEnum):
+    """Requests of our QEMU service to our own guest, taken before a protocol is negotiated.
+
+    Their category is none of Microsoft's: its guest answers UNKNOWN_MESSAGE. After one of them the
+    bridge is a new one, on which nothing is negotiated.
+    """
+
+    PREPARE = 0x1FE00101
+    """Do once what every utility VM does, and be still: the machine becomes a template."""
+    RESUME = 0x1FE00201
+    """This machine is a copy of a template: take entropy, the time and a name (`Resume`)."""
+
+
 CONTAINER_NOTIFICATION = 0x30100101
 """The type word of the one notification the guest sends; its id is 0."""
 
@@ -217,6 +230,17 @@ class Negotiated:
 
     version: int = wire("Version", NUMBER, always=True)
     capabilities: Capabilities = wire("Capabilities", record(Capabilities), always=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What a copy of a template must not share with its siblings, or cannot know."""
+
+    seed: str = wire("Seed", TEXT, always=True)
+    """Random bytes of the host, in hexadecimal."""
+    unix_s: int = wire("UnixSeconds", NUMBER, always=True)
+    unix_ns: int = wire("UnixNanoseconds", NUMBER, always=True)
+    host_name: str = wire("HostName", TEXT, always=True)
 
 
 # -- containers and processes --------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 One thread reads the bridge; each request but the negotiation has a thread of its own, so a slow
 one holds nobody up, and answers come in any order. Nothing is answered before the protocol is
-negotiated, and every new bridge starts without a negotiated version. Exit notifications wait for
-a negotiated bridge.
+negotiated, save what makes templates and their copies, and every new bridge starts without a
+negotiated version. Exit notifications wait for a negotiated bridge.
 """
 
 # ruff: noqa: E402 - the assertion below comes first on purpose
@@ -15,7 +15,6 @@ import sys
 assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
 
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -49,6 +48,7 @@ from harness.gcs.prot import (
     GuestCapabilities,
     HResult,
     Kind,
+    LabRequest,
     MappedVirtualDisk,
     ModifySettings,
     Negotiated,
@@ -62,6 +62,7 @@ from harness.gcs.prot import (
     ResizeConsole,
     ResourceType,
     ResponseBase,
+    Resume,
     SchemaVersion,
     ScsiDevice,
     SignalProcess,
@@ -70,6 +71,7 @@ from harness.gcs.prot import (
     kind_of,
     response_type,
 )
+from harness.guest import template
 from harness.guest.containers import Containers
 from harness.guest.disks import Disks
 from harness.guest.errors import GuestFailure
@@ -114,13 +116,23 @@ class _Bridge:
 class Agent:
     """Serves one bridge after the other; containers and mounts outlive a bridge."""
 
-    def __init__(self, system: GuestSystem, log: Log, *, crun: str = "crun") -> None:
+    def __init__(
+        self,
+        system: GuestSystem,
+        log: Log,
+        *,
+        crun: str = "crun",
+        setup: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`setup` is called, again and again, before what needs more than the bridge."""
+        self._setup = setup
         self._system = system
         self._log = log
         self._mounts = MountTable()
         self._disks = Disks(system, self._mounts)
         self._layers = Layers(system, self._mounts)
         self._containers = Containers(system, self._mounts, self._publish, crun=crun)
+        self._crun = crun
         self._processes = ProcessTable()
         self._lock = threading.Lock()
         self._bridge: _Bridge | None = None  # the negotiated one
@@ -139,6 +151,10 @@ class Agent:
             Request.DUMP_STACKS: self._dump_stacks,
             Request.DELETE_CONTAINER_STATE: self._delete_state,
         }
+        self._lab_handlers: dict[int, _Handler] = {
+            LabRequest.PREPARE: self._prepare,
+            LabRequest.RESUME: self._resume,
+        }
 
     def serve(self, stream: ByteStream) -> None:
         """Answer requests until the host is gone or breaks the protocol."""
@@ -153,16 +169,21 @@ class Agent:
         except OSError as error:
             self._log.warning("the bridge failed", {"error": str(error)})
         finally:
-            with self._lock:
-                if self._bridge is bridge:
-                    self._bridge = None
+            self._forget(bridge)
+
+    def _forget(self, bridge: _Bridge) -> None:
+        """Nothing is agreed with this bridge's host any more."""
+        bridge.negotiated = False
+        with self._lock:
+            if self._bridge is bridge:
+                self._bridge = None
 
     # -- requests and answers --------------------------------------------------------------------
 
     def _take(self, bridge: _Bridge, frame: Frame) -> None:
         if kind_of(frame.type) is not Kind.REQUEST:
             self._log.warning("not a request", {"type": f"{frame.type:#010x}"})
-        elif frame.type == Request.NEGOTIATE_PROTOCOL:
+        elif frame.type == Request.NEGOTIATE_PROTOCOL or frame.type in self._lab_handlers:
             self._answer(bridge, frame)
         else:
             threading.Thread(
@@ -187,6 +208,8 @@ class Agent:
         except OSError as error:  # the disk's or the kernel's fault, and the host's to know
             status, answer = _failure(HResult.FAIL, str(error)), None
         except Exception as error:  # noqa: BLE001 - the boundary of a request
+            import traceback  # imports much, and is needed for a bug of ours alone
+
             self._log.error("request failed", {"stack": traceback.format_exc()})
             status, answer = _failure(HResult.FAIL, f"{type(error).__name__}: {error}"), None
         if status.result:
@@ -209,11 +232,16 @@ class Agent:
     ) -> object | None:
         if type_word == Request.NEGOTIATE_PROTOCOL:
             return self._negotiate(bridge, body)
+        if (lab_handler := self._lab_handlers.get(type_word)) is not None:
+            self._forget(bridge)
+            self._setup()
+            return lab_handler(base, body)
         if not bridge.negotiated:
             raise GuestFailure(HResult.NOT_IMPLEMENTED, "the protocol is not negotiated yet")
         handler = self._handlers.get(type_word)
         if handler is None:
             raise GuestFailure(HResult.UNKNOWN_MESSAGE, f"unknown request {type_word:#010x}")
+        self._setup()
         return handler(base, body)
 
     def _publish(self, notification: ContainerNotification) -> None:
@@ -237,9 +265,14 @@ class Agent:
         with self._lock:
             self._bridge = bridge
         self._send_notifications()
-        threading.Thread(target=self._connect_log, name="log-dial", daemon=True).start()
+        threading.Thread(target=self._follow_up, name="follow-up", daemon=True).start()
 
-    def _connect_log(self) -> None:
+    def _follow_up(self) -> None:
+        """Do what the negotiation's answer did not wait for."""
+        try:
+            self._setup()
+        except OSError as error:  # the first request is told, too
+            self._log.error("the machine is not set up", {"error": str(error)})
         try:
             connection = self._system.dial(LOG_PORT)
         except OSError:
@@ -337,6 +370,8 @@ class Agent:
                 raise GuestFailure(HResult.NOT_IMPLEMENTED, f"{kind} of {resource!r}")
 
     def _dump_stacks(self, _: RequestBase, __: _Body) -> StacksAnswer:
+        import traceback
+
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         stacks = [
             f"{names.get(ident, ident)}\n" + "".join(traceback.format_stack(frame))
@@ -346,6 +381,12 @@ class Agent:
 
     def _delete_state(self, base: RequestBase, _: _Body) -> None:
         self._containers.delete_state(base.container_id)
+
+    def _prepare(self, _: RequestBase, __: _Body) -> None:
+        template.warm_up(self._system, self._mounts, crun=self._crun)
+
+    def _resume(self, _: RequestBase, body: _Body) -> None:
+        template.resume(self._system, from_json(Resume, body))
 
 
 def _failure(result: HResult, message: str) -> ResponseBase:

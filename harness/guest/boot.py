@@ -15,9 +15,8 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 import contextlib
 import fcntl
 import os
-import shutil
-import socket
 import struct
+import threading
 import time
 
 from harness.guest import syscalls
@@ -29,6 +28,7 @@ from harness.guest.transport import Transport, VirtioTransport, VsockTransport
 
 _MODULES = "/lib/modules/lcowlab"
 _ROOT = "/.root"
+_CRUN = "/run/lcowlab/bin/crun"
 _NO = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _MOUNTS = (
     # source, target, type, flags, data
@@ -68,12 +68,10 @@ def serve() -> None:
         transport = VsockTransport()
     else:
         transport = VirtioTransport.open(on_violation=lambda text: log.error(f"stdio port: {text}"))
-    _load(f"{modules}.later")
-    _loopback_up(log)
     system = LinuxSystem(transport.dial)
     system.start()
-    agent = Agent(system, log, crun=_sealed_crun(log))
-    _to_console(f"agent: serves {modules}, {time.clock_gettime(time.CLOCK_BOOTTIME):.2f} s")
+    setup = Setup(modules, log)
+    agent = Agent(system, log, crun=_CRUN, setup=setup.complete)
     for bridge in transport.bridges():
         agent.serve(bridge)
     _to_console("agent: the host is gone, powering off")
@@ -122,19 +120,48 @@ def _load(module_set: str) -> None:
         syscalls.load_module(f"{_MODULES}/{name}")
 
 
-def _sealed_crun(log: Log) -> str:
-    path = shutil.which("crun")
-    if path is None:
+class Setup:
+    """What the first message need not wait for: the other modules, loopback, crun."""
+
+    def __init__(self, modules: str, log: Log) -> None:
+        self._modules = modules
+        self._log = log
+        self._lock = threading.Lock()
+        self._done = False
+
+    def complete(self) -> None:
+        """Return once everything is set up; the first caller does it. Raises OSError."""
+        if self._done:
+            return
+        with self._lock:
+            if not self._done:
+                _load(f"{self._modules}.later")
+                _loopback_up(self._log)
+                _seal_crun(self._log)
+                self._done = True
+                uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
+                _to_console(f"agent: serves {self._modules}, {uptime:.2f} s")
+
+
+def _seal_crun(log: Log) -> None:
+    """Put crun at `_CRUN`: in sealed memory where that can be."""
+    import shutil
+
+    program = shutil.which("crun")
+    if program is None:
         log.warning("no crun: containers cannot run")
-        return "crun"
+        return
     try:
-        return syscalls.seal_program(path)
+        program = syscalls.seal_program(program)
     except OSError as error:
         log.warning("crun runs from its file", {"error": str(error)})
-        return path
+    os.makedirs(os.path.dirname(_CRUN), exist_ok=True)  # noqa: PTH103 - pathlib is slow to import
+    os.symlink(program, _CRUN)  # noqa: PTH211 - pathlib is slow to import
 
 
 def _loopback_up(log: Log) -> None:
+    import socket
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         try:
             request = struct.pack("16sH14x", b"lo", 0)

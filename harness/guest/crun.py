@@ -16,7 +16,6 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 import contextlib
 import itertools
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -108,6 +107,8 @@ class Crun:
 @contextlib.contextmanager
 def _console(path: str) -> Iterator[Callable[[], int]]:
     """Yield a function that returns the terminal's master side, which crun sends to `path`."""
+    import socket
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen(1)

@@ -1,5 +1,7 @@
 """The real operating system below the agent: `GuestSystem` on the kernel it runs on."""
 
+# `shutil` and `subprocess` are imported where they are used: the first message does not wait for
+# them.
 # Paths are plain text of the protocol here, and pathlib is slow to import:
 # ruff: noqa: PTH102, PTH103, PTH106, PTH108, PTH112, PTH208, PTH211
 
@@ -14,10 +16,9 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 import contextlib
 import errno
 import os
-import shutil
 import signal
-import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.guest import syscalls
@@ -112,6 +113,8 @@ class LinuxSystem:
             return
         if below := self.mounts_below(path):
             raise OSError(errno.EBUSY, f"{below[0]} is mounted below", path)
+        import shutil
+
         shutil.rmtree(path)
 
     def symlink(self, path: str, target: str) -> None:
@@ -147,6 +150,8 @@ class LinuxSystem:
 
     def find_program(self, name: str, *, path: str) -> str | None:
         """Return the executable that `name` means, looked up in the directories of `path`."""
+        import shutil
+
         return shutil.which(name, path=path)
 
     def spawn(
@@ -207,6 +212,8 @@ class LinuxSystem:
         *,
         new_session: bool,
     ) -> ReapedChild:
+        import subprocess
+
         def start() -> int:
             process = subprocess.Popen(
                 argv,
@@ -227,6 +234,18 @@ class LinuxSystem:
     def dial(self, port: int) -> Connection:
         """Connect to a port of the host."""
         return self._dial(port)
+
+    def add_entropy(self, data: bytes) -> None:
+        """Mix bytes into the kernel's random generator, count them, and reseed from them."""
+        syscalls.add_entropy(data)
+
+    def set_clock(self, seconds: int, nanoseconds: int) -> None:
+        """Set the real-time clock, in Unix time."""
+        time.clock_settime_ns(time.CLOCK_REALTIME, seconds * 1_000_000_000 + nanoseconds)
+
+    def set_host_name(self, name: str) -> None:
+        """Set the kernel's host name."""
+        self.write_file("/proc/sys/kernel/hostname", name.encode())
 
     def power_off(self) -> None:
         """Flush the disks and end the virtual machine."""

@@ -6,11 +6,10 @@ console as well, which is slow (a byte at a time) but works without a host.
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import json
-import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 _BACKLOG = 1000  # lines kept while nobody reads them; the newest are dropped then
@@ -21,7 +20,8 @@ class Log:
 
     def __init__(self, console: Callable[[str], None]) -> None:
         self._console = console
-        self._lines: queue.Queue[bytes] = queue.Queue(_BACKLOG)
+        self._lines: deque[bytes] = deque()
+        self._changed = threading.Condition()
         self._forwarding = threading.Lock()
 
     def info(self, message: str, fields: Mapping[str, object] | None = None) -> None:
@@ -47,15 +47,22 @@ class Log:
     def _forward(self, send: Callable[[bytes], None]) -> None:
         try:
             while True:
-                send(self._lines.get())
+                with self._changed:
+                    while not self._lines:
+                        self._changed.wait()
+                    line = self._lines.popleft()
+                send(line)
         except OSError:
             pass  # the host does not listen any more; the lines gather again
         finally:
             self._forwarding.release()
 
     def _write(self, level: str, message: str, fields: Mapping[str, object] | None) -> str:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+        now = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{milliseconds:03}+00:00"
         line = json.dumps({"time": now, "level": level, "msg": message, **(fields or {})})
-        with contextlib.suppress(queue.Full):  # a log nobody reads must not grow without end
-            self._lines.put_nowait(line.encode() + b"\n")
+        with self._changed:
+            if len(self._lines) < _BACKLOG:  # a log nobody reads must not grow without end
+                self._lines.append(line.encode() + b"\n")
+                self._changed.notify()
         return line

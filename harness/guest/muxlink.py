@@ -1,7 +1,8 @@
 """Dialed connections over one virtio-serial port: a `MuxEndpoint`, a reader and a writer thread.
 
 The reader never writes, so a host that does not read cannot stop what it sends from being taken.
-Every wait is on one lock, with a condition a channel.
+Whoever sends writes its frames itself while nobody else does: under emulation a change of threads
+costs more than a frame. Every wait is on one lock, with a condition a channel.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 
 from harness.gcs.mux import (
-    MAX_FRAME,
     Accepted,
     ChannelGoneError,
     CreditGranted,
@@ -72,7 +72,7 @@ class MuxConnection:
                     raise BrokenPipeError(errno.EPIPE, str(error)) from error
                 view = view[sent:]
                 if sent:
-                    self._link.wake_writer()
+                    self._link.write_queued()
                 else:
                     self.changed.wait()
 
@@ -104,6 +104,7 @@ class MuxLink:
         self._writable = threading.Condition(self.lock)
         self._connections: dict[int, MuxConnection] = {}
         self._down: OSError | None = None
+        self._writing = False
 
     def start(self) -> None:
         """Start the two threads; they end when the host is gone."""
@@ -128,6 +129,31 @@ class MuxLink:
         """Have the writer look for queued frames; the lock is held."""
         self._writable.notify()
 
+    def write_queued(self) -> None:
+        """Write what is queued now, unless somebody writes; the lock is held, and freed meanwhile.
+
+        What others queue in that time is left to the writer.
+        """
+        if not self._writing and self._down is None:
+            self._write_frames(self.endpoint.frames_to_send())
+            if self.endpoint.has_frames:
+                self.wake_writer()
+
+    def _write_frames(self, frames: list[bytes]) -> None:
+        self._writing = True
+        self.lock.release()
+        failure: OSError | None = None
+        try:
+            for frame in frames:
+                self._stream.write(frame)
+        except OSError as error:
+            failure = error
+        finally:
+            self.lock.acquire()
+            self._writing = False
+        if failure is not None:
+            self._fail(failure)
+
     def forget(self, connection: MuxConnection) -> None:
         """Drop a connection from the table; the lock is held."""
         self._connections.pop(connection.channel, None)
@@ -146,19 +172,14 @@ class MuxLink:
             self._fail(ConnectionResetError(errno.EPROTO, str(error)))
 
     def _write(self) -> None:
-        while True:
-            with self.lock:
-                while not (data := self.endpoint.data_to_send()):
+        with self.lock:
+            while True:
+                # A sender that writes wakes this thread when it is done and more is queued.
+                while self._writing or not (frames := self.endpoint.frames_to_send()):
                     if self._down is not None:
                         return
                     self._writable.wait()
-            try:
-                view = memoryview(data)
-                for start in range(0, len(view), MAX_FRAME):
-                    self._stream.write(bytes(view[start : start + MAX_FRAME]))
-            except OSError as error:
-                self._fail(error)
-                return
+                self._write_frames(frames)
 
     def _handle(self, event: MuxEvent) -> None:
         assert not isinstance(event, Dialed), "only the guest dials"

@@ -16,6 +16,7 @@ import sys
 
 assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -27,11 +28,13 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from harness.gcs.mux import MAX_DATA
 from harness.gcs.prot import HResult, StdioPorts
 from harness.guest.errors import GuestFailure
 from harness.guest.system import ChildStdio, Connection
 
-_CHUNK = 32 * 1024
+_CHUNK = 8 * MAX_DATA  # whole frames, and many: a round of the loop costs more than the bytes
+_PIPE_SIZE = 256 * 1024
 _SILENT_MS = 1000
 _LINGER_S = 60.0  # how long the host may take to close its half after ours
 
@@ -95,6 +98,8 @@ class StdioRelay:
         pumps: list[tuple[int, Connection]] = []
         for number, connection in self._outputs:
             read, write = self._pipe()
+            with contextlib.suppress(OSError):  # a limit of this kernel
+                fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
             ends[number] = write
             pumps.append((read, connection))
         self._outputs = pumps
@@ -188,7 +193,10 @@ class StdioRelay:
 
     def _pull_output(self, fd: int, connection: Connection, sent: threading.Event) -> None:
         try:
-            while data := self._next_output(fd):
+            poller = select.poll()
+            poller.register(fd, select.POLLIN)
+            poller.register(self._exited, select.POLLIN)
+            while data := self._next_output(fd, poller):
                 connection.send(data)
             connection.finish()
             self._close_own(fd)
@@ -201,15 +209,12 @@ class StdioRelay:
             sent.set()
             connection.close()
 
-    def _next_output(self, fd: int) -> bytes:
+    def _next_output(self, fd: int, poller: select.poll) -> bytes:
         """Return the process's next output; b"" at its end."""
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        poller.register(self._exited, select.POLLIN)
-        ready = [ready_fd for ready_fd, _ in poller.poll()]
-        if fd not in ready:
-            poller.unregister(self._exited)
-            if not poller.poll(_SILENT_MS):
+        if fd not in [ready_fd for ready_fd, _ in poller.poll()]:
+            silent = select.poll()
+            silent.register(fd, select.POLLIN)
+            if not silent.poll(_SILENT_MS):
                 return b""
         try:
             return os.read(fd, _CHUNK)

@@ -193,6 +193,18 @@ class GuestSystem(Protocol):
         """Connect to a port of the host. Raises OSError: nobody listens, or the host is gone."""
         ...
 
+    def add_entropy(self, data: bytes) -> None:
+        """Mix bytes into the kernel's random generator, count them, and reseed from them."""
+        ...
+
+    def set_clock(self, seconds: int, nanoseconds: int) -> None:
+        """Set the real-time clock, in Unix time."""
+        ...
+
+    def set_host_name(self, name: str) -> None:
+        """Set the kernel's host name."""
+        ...
+
     def power_off(self) -> None:
         """Flush the disks and end the virtual machine; may return before it has ended."""
         ...

@@ -16,14 +16,16 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 import contextlib
 import errno
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from harness.gcs.prot import BRIDGE_PORT
 from harness.guest.muxlink import MuxLink
 from harness.guest.system import ByteStream, Connection
+
+if TYPE_CHECKING:
+    import socket  # slow to import, and QEMU's guest has none
 
 _PORTS = "/sys/class/virtio-ports"
 _PORT_S = 30.0
@@ -96,11 +98,15 @@ class SocketConnection:
 
     def finish(self) -> None:
         """Half-close."""
+        import socket
+
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         """Give the stream up; wakes a receiver."""
+        import socket
+
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -157,6 +163,8 @@ class VsockTransport:
 
 
 def _connect(port: int) -> socket.socket:
+    import socket
+
     connected = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     try:
         connected.connect((socket.VMADDR_CID_HOST, port))

@@ -13,6 +13,7 @@ from harness.image.imports import Imported, imports
 
 _SHARED = ("__init__.py", "gcs/__init__.py", "gcs/prot.py", "gcs/codec.py", "gcs/mux.py")
 _AGENT = "guest"
+_STANDINS = "image/standins"
 _TOP_PACKAGE = "harness"
 _MAIN = "harness/guest/__main__.py"
 
@@ -37,7 +38,11 @@ class GuestSources:
         folder = Path(str(harness.__file__)).parent
         agent = sorted(path.relative_to(folder) for path in (folder / _AGENT).rglob("*.py"))
         paths = [*(Path(name) for name in _SHARED if (folder / name).is_file()), *agent]
-        return cls({f"{_TOP_PACKAGE}/{path.as_posix()}": _text(folder / path) for path in paths})
+        files = {f"{_TOP_PACKAGE}/{path.as_posix()}": _text(folder / path) for path in paths}
+        # The program's folder comes before the standard library's.
+        for standin in sorted((folder / _STANDINS).glob("*_.py")):
+            files[f"{standin.stem.removesuffix('_')}.py"] = _text(standin)
+        return cls(files)
 
     def digest(self) -> str:
         """A SHA-256 over all paths and contents."""

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -21,6 +21,7 @@ from harness.errors import (
     SystemExitedError,
 )
 from harness.qemu.loop import READ, IoLoop
+from harness.qemu.panic import PanicScanner
 from harness.qemu.qmp import QmpClient, QmpCommand, QmpEvent
 from harness.qemu.supervisor import Child, Supervisor, describe_exit
 from harness.qemu.tail import Tail
@@ -38,15 +39,20 @@ class Machine:
     ends of the guest's two ports; they belong to whoever pumps them.
     """
 
-    def __init__(self, loop: IoLoop, *, on_event: Callable[[QmpEvent], None]) -> None:
+    def __init__(self, loop: IoLoop) -> None:
         self._loop = loop
+        # Loop thread only; `adopt` sets them.
+        self._on_event: Callable[[QmpEvent], None] | None = None
+        self._on_exit: Callable[[Machine], None] | None = None
+        self._on_panic: Callable[[str], None] | None = None
+        self._panics = PanicScanner()
         control, self._qemu_control = socket.socketpair()
         self._console, self._qemu_console = socket.socketpair()
         self.gcs, self._qemu_gcs = socket.socketpair()
         self.stdio, self._qemu_stdio = socket.socketpair()
         self._console.setblocking(False)
         self.console = Tail()
-        self.qmp = QmpClient(loop, control, on_event=on_event)
+        self.qmp = QmpClient(loop, control, on_event=self._event)
         self.greeting: Mapping[str, Any] = {}
         self._plan: LaunchPlan | None = None
         self._child: Child | None = None
@@ -58,9 +64,9 @@ class Machine:
         plan: Callable[[Descriptors], LaunchPlan],
         *,
         deadline: float,
-        on_exit: Callable[[Machine], None],
+        pass_fds: Sequence[int] = (),
     ) -> None:
-        """Start QEMU and agree on QMP; `on_exit` is called in the I/O thread once it was reaped.
+        """Start QEMU and agree on QMP; it inherits `pass_fds`, which stay the caller's, too.
 
         Raises LaunchError with the command, the exit code and the output, and whatever `plan`
         raises; nothing is left then.
@@ -74,13 +80,16 @@ class Machine:
             def ended(_child: Child) -> None:
                 self.qmp.drain()
                 self._read_console(0)
-                on_exit(self)
+                if self._on_exit is not None:
+                    self._on_exit(self)
                 self._ended.set()
 
             if self._plan.has_console:
                 self._loop.run(lambda: self._loop.watch(self._console, READ, self._read_console))
             self._child = supervisor.spawn(
-                self._plan.argv, pass_fds=[end.fileno() for end in used], on_exit=ended
+                self._plan.argv,
+                pass_fds=[*(end.fileno() for end in used), *pass_fds],
+                on_exit=ended,
             )
         except OSError as error:
             self.close()
@@ -95,6 +104,26 @@ class Machine:
             for end in ends:
                 end.close()
         self._connect(deadline)
+
+    def adopt(
+        self,
+        *,
+        on_event: Callable[[QmpEvent], None],
+        on_panic: Callable[[str], None],
+        on_exit: Callable[[Machine], None],
+    ) -> None:
+        """Report from now on, in the I/O thread: QEMU's events, the kernel's end, and QEMU's own.
+
+        `on_panic` gets what the console said, `on_exit` comes once QEMU was reaped. A machine that
+        has ended already reports that before this returns.
+        """
+
+        def take() -> None:
+            self._on_event, self._on_panic, self._on_exit = on_event, on_panic, on_exit
+            if self._ended.is_set():
+                on_exit(self)
+
+        self._loop.run(take)
 
     @property
     def pid(self) -> int:
@@ -129,6 +158,11 @@ class Machine:
             message = f"{message}: it ended with {describe_exit(code)}"
         return LaunchError(message, command=self.plan.argv, exit_code=code, output=self.output)
 
+    def kill(self) -> None:
+        """Send QEMU SIGKILL; the end is reported as any other."""
+        if self._child is not None:
+            self._child.kill()
+
     def stop(self, *, timeout_s: float) -> None:
         """End QEMU and reap it: it closes its disks cleanly if it still answers, else it is killed.
 
@@ -158,6 +192,14 @@ class Machine:
         self.qmp.close()
         self._loop.run(self._close_console)
 
+    def discard(self) -> None:
+        """Kill and close it with its ports, which nobody has taken."""
+        try:
+            self.close()
+        finally:
+            self.gcs.close()
+            self.stdio.close()
+
     def __enter__(self) -> Self:
         return self
 
@@ -185,11 +227,21 @@ class Machine:
             self.close()
             raise
 
+    def _event(self, event: QmpEvent) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
     def _read_console(self, _events: int) -> None:
         with contextlib.suppress(OSError):
             while data := self._console.recv(65536):
                 self.console.add(data)
+                self._report_panic(self._panics.feed(data))
+            self._report_panic(self._panics.finish())
             self._close_console()
+
+    def _report_panic(self, message: str | None) -> None:
+        if message is not None and self._on_panic is not None:
+            self._on_panic(message)
 
     def _close_console(self) -> None:
         self._loop.unwatch(self._console)

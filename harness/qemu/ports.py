@@ -51,10 +51,11 @@ class PortTable:
         self._numbers = itertools.count(1)
         self._bridge: Relay | None = None
         self._guest_gone = False
+        self._started = False
 
     def start(self) -> None:
-        """Serve the guest's dials from now on."""
-        self._loop.run(self._mux.start)
+        """Let bytes pass from now on: the bridge's, and the guest's dials."""
+        self._loop.run(self._start)
 
     def listen(self, port: int) -> StreamEndpoint:
         """Return where the consumer of the guest's next stream to `port` connects.
@@ -71,6 +72,7 @@ class PortTable:
     def guest_gone(self) -> None:
         """The machine ended: ports that nobody dialed are closed, streams end by themselves."""
         self._guest_gone = True
+        self._start()  # whoever waits on the bridge reads its end
         for entry in [entry for entry in self._entries if entry.channel is None]:
             self._remove(entry)
         if self._bridge is None:
@@ -79,6 +81,13 @@ class PortTable:
     def close(self) -> None:
         """Close every stream and socket at once; may be repeated."""
         self._loop.run(self._close)
+
+    def _start(self) -> None:
+        if not self._started:
+            self._started = True
+            self._mux.start()
+            if self._bridge is not None:
+                self._bridge.start()
 
     def _listen(self, port: int) -> StreamEndpoint:
         if self._guest_gone:
@@ -111,7 +120,8 @@ class PortTable:
         if entry.port == BRIDGE_PORT:
             self._entries.remove(entry)
             self._bridge = Relay(self._loop, self._gcs, consumer)
-            self._bridge.start()
+            if self._started:
+                self._bridge.start()
         elif entry.channel is not None:
             self._entries.remove(entry)
             self._mux.join(entry.channel, consumer)

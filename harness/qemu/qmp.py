@@ -11,9 +11,10 @@ import contextlib
 import itertools
 import json
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -129,10 +130,11 @@ class QmpClient:
         self.execute(QmpCommand("qmp_capabilities"), deadline=deadline)
         return greeting
 
-    def execute(self, command: QmpCommand, *, deadline: float) -> Any:  # noqa: ANN401 - JSON
+    def execute(self, command: QmpCommand, *, deadline: float, pass_fds: Sequence[int] = ()) -> Any:  # noqa: ANN401 - JSON
         """Return a command's result. Raises QmpError, SystemExitedError, or ComputeTimeoutError.
 
-        After a ComputeTimeoutError QEMU may still carry the command out.
+        After a ComputeTimeoutError QEMU may still carry the command out. `pass_fds` go with it
+        (`getfd` takes one); the caller keeps its own.
         """
         request_id = next(self._ids)
         pending = _Pending()
@@ -141,7 +143,7 @@ class QmpClient:
             self._pending[request_id] = pending
         try:
             with self._sending:
-                self._socket.sendall(command.encode(request_id))
+                self._send(command.encode(request_id), pass_fds)
             with self._changed:
                 while pending.answer is None:
                     self._wait(deadline, f"no answer to {command.name}")
@@ -159,6 +161,12 @@ class QmpClient:
                 command.name, error_object.get("class", ""), error_object.get("desc", "")
             )
         return answer.get("return")
+
+    def _send(self, line: bytes, pass_fds: Sequence[int]) -> None:
+        if pass_fds and sys.platform != "win32":
+            # The descriptors go with the first byte, whatever of the line is taken at once.
+            line = line[socket.send_fds(self._socket, [line], list(pass_fds)) :]
+        self._socket.sendall(line)
 
     @property
     def event_cursor(self) -> int:

@@ -10,7 +10,6 @@ import itertools
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +18,7 @@ from typing import Any, Final, Self
 from harness.errors import ComputeServiceError, SystemNotFoundError, UsageError
 from harness.hcs.document import ComputeSystem, ModifySettingRequest
 from harness.hcs.service import EventType, StreamEndpoint, SystemEvent, SystemProperties
+from harness.qemu.clones import MachineMaker, TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import QEMU_PROGRAM, HostFacts, read_host_facts
 from harness.qemu.kvm import AcceleratorChoice
 from harness.qemu.loop import IoLoop
@@ -38,8 +38,15 @@ class QemuComputeService:
     """
 
     def __init__(
-        self, *, accelerator: AcceleratorChoice = "auto", program: str = QEMU_PROGRAM
+        self,
+        *,
+        accelerator: AcceleratorChoice = "auto",
+        program: str = QEMU_PROGRAM,
+        templates: TemplatePolicy | None = None,
     ) -> None:
+        """With `templates`, systems start as copies of a saved machine where that can be."""
+        self._templates = templates
+        self._maker: MachineMaker | None = None
         self._accelerator: AcceleratorChoice = accelerator
         self._program = program
         self._opening = threading.Lock()
@@ -74,11 +81,14 @@ class QemuComputeService:
     def create(self, system_id: str, document: ComputeSystem) -> SystemProperties:
         """Create a system: QEMU with its disks attached, paused. On failure nothing is left.
 
+        A copy of a template runs already, with an agent that waits for its first request;
+        `details["from"]` is `template`, `migration` or `cold`, and `from_notes` what was tried.
+
         Raises LaunchError with the command, the exit code and the output, MissingProgramError,
         ComputeServiceError for an id in use (0x8037010f), a disk or a document QEMU cannot run.
         """
         host = self.host_facts()
-        loop, supervisor, directory = self._open()
+        loop, maker, directory = self._open()
         with self._changed:
             if system_id in self._systems or system_id in self._creating:
                 raise ComputeServiceError(
@@ -92,10 +102,9 @@ class QemuComputeService:
             system = QemuSystem(
                 system_id,
                 document,
-                runtime_id=str(uuid.uuid4()),
+                maker.make(system_id, document),
                 host=host,
                 loop=loop,
-                supervisor=supervisor,
                 directory=own,
                 report=lambda kind, data: self._report(system_id, kind, data),
             )
@@ -110,6 +119,23 @@ class QemuComputeService:
             self._creating.discard(system_id)
             self._systems[system_id] = system
         return system.properties()
+
+    def prepare_template(self, document: ComputeSystem) -> TemplateReport:
+        """Return the template of a document, built where it is missing and proved by a copy.
+
+        Raises ComputeServiceError or GuestError: why there is none.
+        """
+        self.host_facts()
+        _, maker, _ = self._open()
+        return maker.prepare_template(document)
+
+    def spare_pids(self) -> frozenset[int]:
+        """Return the processes of copies that were made ahead and belong to no system yet."""
+        return self._maker.spares.pids() if self._maker is not None else frozenset()
+
+    def wait_for_spares(self, *, timeout_s: float) -> bool:
+        """Return whether as many copies are ready as the policy wants, within the time."""
+        return self._maker is None or self._maker.spares.wait_full(timeout_s)
 
     def start(self, system_id: str, *, timeout_s: float = 60.0) -> None:
         """Start it; returns once the virtual machine runs (its guest may still boot)."""
@@ -175,6 +201,8 @@ class QemuComputeService:
     def close_all(self) -> None:
         """Close every system and the service; may be repeated. Raises its first error last."""
         errors: list[ComputeServiceError] = []
+        if self._maker is not None:
+            self._maker.spares.close()
         with self._changed:
             systems = list(self._systems.values())
         for system in systems:
@@ -206,7 +234,7 @@ class QemuComputeService:
     ) -> None:
         self.close_all()
 
-    def _open(self) -> tuple[IoLoop, Supervisor, Path]:
+    def _open(self) -> tuple[IoLoop, MachineMaker, Path]:
         with self._opening:
             if self._closed:
                 raise UsageError("the compute service was closed")
@@ -217,7 +245,12 @@ class QemuComputeService:
                 self._supervisor = Supervisor(self._loop)
             if self._directory is None:
                 self._directory = RuntimeDirectory.create()
-            return self._loop, self._supervisor, self._directory.path
+            if self._maker is None:
+                assert self._facts is not None, "the host's facts come first"
+                self._maker = MachineMaker(
+                    self._facts, self._loop, self._supervisor, policy=self._templates
+                )
+            return self._loop, self._maker, self._directory.path
 
     def _close(self, system: QemuSystem) -> None:
         # A running machine is quit first: a killed QEMU leaves the log of its VHDX files to replay.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,30 +18,27 @@ from harness.hcs.service import (
     SystemProperties,
     SystemState,
 )
+from harness.qemu.clones import ReadyMachine
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.loop import IoLoop
 from harness.qemu.machine import Machine
 from harness.qemu.ports import PortTable
 from harness.qemu.qmp import QmpCommand, QmpEvent
 from harness.qemu.slots import INVALID_STATE, SlotTable
-from harness.qemu.supervisor import Supervisor, describe_exit
+from harness.qemu.supervisor import describe_exit
 from harness.qemu.translate import (
     AttachDisk,
-    Descriptors,
     DetachDisk,
-    LaunchPlan,
     ParityItem,
     attachment_parity,
     plan_change,
-    plan_launch,
 )
 
 ReportEvent = Callable[[EventType, Mapping[str, Any]], None]
 
 _HCS_E_UNEXPECTED_EXIT: Final = -1070137082  # 0xC0370106 as the int32 of the exit document
 _HCS_E_TERMINATED: Final = -1070137081  # 0xC0370107
-_PANIC: Final = re.compile(r"Kernel panic - not syncing.*")
-_ELF: Final = b"\x7fELF"
+_LAST_WORDS_S: Final = 1.0
 _OUTPUT_SHOWN: Final = 2000
 
 
@@ -53,32 +49,31 @@ class QemuSystem:
         self,
         system_id: str,
         document: ComputeSystem,
+        ready: ReadyMachine,
         *,
-        runtime_id: str,
         host: HostFacts,
         loop: IoLoop,
-        supervisor: Supervisor,
         directory: Path,
         report: ReportEvent,
     ) -> None:
-        """`report` is called in the I/O thread, or in the thread that starts the system."""
+        """Own a machine; `report` is called in the I/O thread, or in the one that starts it."""
         self.id = system_id
         self.directory = directory
         self._document = document
-        self._runtime_id = runtime_id
+        self._ready = ready
         self._host = host
-        self._supervisor = supervisor
         self._report = report
-        self._machine = Machine(loop, on_event=self._qmp_event)
-        self._slots = SlotTable(self._machine.qmp, controllers=0)
+        self._machine = ready.machine
+        self._slots = SlotTable(self._machine.qmp, controllers=self._machine.plan.controllers)
         self._ports = PortTable(loop, directory, gcs=self._machine.gcs, stdio=self._machine.stdio)
         self._lock = threading.Lock()
         self._state: SystemState | None = None  # None: being created
         self._exit_type: ExitType | None = None
         self._exit_reason = ""
         self._shutdown_reason = ""
+        self._panic = ""
         self._forced = False
-        self._parity: tuple[ParityItem, ...] = ()
+        self._parity: tuple[ParityItem, ...] = self._machine.plan.parity
 
     @property
     def owner(self) -> str:
@@ -86,22 +81,19 @@ class QemuSystem:
         return self._document.owner
 
     def create(self, *, deadline: float) -> None:
-        """Launch QEMU paused, with the document's disks. On failure nothing is left.
+        """Attach the document's disks. On failure nothing is left.
 
         Raises LaunchError, or the error of a disk that cannot be attached.
         """
         try:
-            self._machine.launch(
-                self._supervisor, self._plan, deadline=deadline, on_exit=self._ended
+            self._machine.adopt(
+                on_event=self._qmp_event, on_panic=self._panicked, on_exit=self._ended
             )
-            self._slots = SlotTable(self._machine.qmp, controllers=self._machine.plan.controllers)
             for (controller, lun), attachment in sorted(self._document.attachments().items()):
                 self._slots.attach(AttachDisk(controller, lun, attachment), deadline=deadline)
-            self._ports.start()
         except BaseException:
             self.close()
             raise
-        self._parity = self._machine.plan.parity
         with self._lock:
             if self._state is None:
                 self._state = SystemState.CREATED
@@ -121,6 +113,9 @@ class QemuSystem:
             self._state = SystemState.RUNNING
         # Reported before the machine runs: what it may do next is reported after it.
         self._report(EventType.STARTED, {})
+        self._ports.start()
+        if self._ready.runs:
+            return
         try:
             self._machine.qmp.execute(QmpCommand("cont"), deadline=deadline)
         except SystemExitedError as error:
@@ -171,6 +166,8 @@ class QemuSystem:
                 "accelerator": str(self._host.accelerator),
                 "accelerator_reason": self._host.accelerator_reason,
                 "qemu_version": self._host.version,
+                "from": str(self._ready.origin),
+                "from_notes": list(self._ready.notes),
                 "pid": self._machine.pid,
                 "argv": list(self._machine.plan.argv),
                 "kernel_command_line": self._machine.plan.command_line,
@@ -186,7 +183,7 @@ class QemuSystem:
                 }
         disks = () if state is SystemState.STOPPED else self._slots.disks()
         return SystemProperties(
-            self.id, self.owner, self._runtime_id, state, exit_type, disks, details
+            self.id, self.owner, self._ready.runtime_id, state, exit_type, disks, details
         )
 
     def terminate(self, *, timeout_s: float) -> None:
@@ -211,16 +208,6 @@ class QemuSystem:
         if changes:
             self._slots.detach(changes, deadline=deadline)
 
-    def _plan(self, descriptors: Descriptors) -> LaunchPlan:
-        return plan_launch(
-            self._document,
-            self._host,
-            descriptors,
-            system_id=self.id,
-            runtime_id=self._runtime_id,
-            kernel=_bootable_kernel(self._document, self._host),
-        )
-
     def _check_alive(self) -> None:
         if self._state is SystemState.STOPPED:
             raise SystemExitedError(f"system {self.id} has stopped: {self._exit_reason}")
@@ -231,10 +218,21 @@ class QemuSystem:
         if event.name == "SHUTDOWN":
             self._shutdown_reason = str(event.data.get("reason", ""))
 
+    def _panicked(self, message: str) -> None:
+        """The guest's kernel said its last words: whoever waits gets to know at once."""
+        with self._lock:
+            if self._panic or self._state is None or self._forced:
+                return
+            self._panic = message
+        self._report(EventType.CRASHED, {"Message": message})
+        # The rest of the trace still comes; a kernel that does not reset itself is ended then.
+        ending = threading.Timer(_LAST_WORDS_S, self._machine.kill)
+        ending.daemon = True
+        ending.start()
+
     def _ended(self, machine: Machine) -> None:
         code = machine.exit_code
         assert code is not None
-        panic = _PANIC.search(machine.console.text())
         with self._lock:
             was_created = self._state is not None
             self._state = SystemState.STOPPED
@@ -247,8 +245,8 @@ class QemuSystem:
             else:
                 self._exit_type, status = ExitType.UNEXPECTED, _HCS_E_UNEXPECTED_EXIT
                 self._exit_reason = (
-                    panic[0].strip()
-                    if panic
+                    self._panic
+                    if self._panic
                     else "the guest reset itself"
                     if self._shutdown_reason == "guest-reset"
                     else f"QEMU ended with {describe_exit(code)}"
@@ -263,31 +261,7 @@ class QemuSystem:
         self._slots.clear()
         self._ports.guest_gone()
         if was_created:
-            if panic and self._exit_type is ExitType.UNEXPECTED:
-                self._report(EventType.CRASHED, {"Message": panic[0].strip()})
             self._report(EventType.EXITED, data)
-
-
-def _bootable_kernel(document: ComputeSystem, host: HostFacts) -> str | None:
-    """Return the bzImage beside an ELF kernel where this QEMU cannot boot ELF, else None."""
-    machine = document.virtual_machine
-    boot = machine.chipset.linux_kernel_direct if machine and machine.chipset else None
-    if boot is None or host.pvh:
-        return None
-    kernel = Path(boot.kernel_file_path)
-    try:
-        with kernel.open("rb") as file:
-            is_elf = file.read(len(_ELF)) == _ELF
-    except OSError:
-        return None  # QEMU says what is wrong with it
-    if not is_elf:
-        return None
-    for name in ("bzimage", "bzImage", "vmlinuz"):
-        if (kernel.parent / name).is_file():
-            return str(kernel.parent / name)
-    raise ComputeServiceError(
-        f"this QEMU has no pvh.bin, which it needs to boot {kernel}: give it a bzImage"
-    )
 
 
 def deadline_after(timeout_s: float) -> float:

@@ -82,6 +82,14 @@ class Descriptors:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestMemory:
+    """A file that is the guest's memory; not `shared`, what the guest writes stays its own."""
+
+    path: str
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """QEMU's argument list (the program first) and what it was made from."""
 
@@ -117,10 +125,13 @@ def plan_launch(
     system_id: str,
     runtime_id: str,
     kernel: str | None = None,
+    memory: GuestMemory | None = None,
+    incoming: bool = False,
 ) -> LaunchPlan:
     """Return how to run a document's virtual machine, paused; its disks are attached afterwards.
 
     `kernel` replaces the document's kernel file (the same kernel in a form this QEMU boots).
+    `incoming`: the machine waits for the state of another one and boots nothing.
     Raises ComputeServiceError for a document that only Hyper-V can run, UsageError for a bad one.
     """
     boot = _kernel_direct(document)
@@ -142,7 +153,16 @@ def plan_launch(
     argv += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"]
     if host.sandbox:
         argv += ["-sandbox", SANDBOX]
-    argv += ["-M", "q35,usb=off,smbus=off,sata=off,vmport=off,hpet=off"]
+    machine_options = "q35,usb=off,smbus=off,sata=off,vmport=off,hpet=off"
+    if memory is not None:
+        share = "on" if memory.shared else "off"
+        path = memory.path.replace(",", ",,")
+        argv += [
+            "-object",
+            f"memory-backend-file,id=memory,size={memory_mb}M,mem-path={path},share={share}",
+        ]
+        machine_options += ",memory-backend=memory"
+    argv += ["-M", machine_options]
     argv += ["-accel", str(host.accelerator), "-cpu", "max" if emulated else "host"]
     argv += ["-m", str(memory_mb), "-smp", str(processors)]
     argv += ["-kernel", kernel or boot.kernel_file_path]
@@ -164,6 +184,8 @@ def plan_launch(
     for index in range(controllers):
         slot = _FIRST_SCSI_SLOT + index
         argv += ["-device", f"virtio-scsi-pci,id=scsi{index},addr={slot:#x}"]
+    if incoming:
+        argv += ["-incoming", "defer"]
     return LaunchPlan(tuple(argv), command_line, controllers, has_console, parity_of(document))
 
 
@@ -314,6 +336,17 @@ def parity_of(document: ComputeSystem) -> tuple[ParityItem, ...]:
             )
         )
     return tuple(items)
+
+
+def refusal_of(document: ComputeSystem) -> str | None:
+    """Return why QEMU cannot run a document at all, on any host; None where it can."""
+    host = HostFacts(qemu="qemu", version="", accelerator=Accelerator.TCG)
+    try:
+        plan_launch(document, host, Descriptors(0, 0, 0, 0), system_id="", runtime_id="")
+        document.attachments()
+    except (ComputeServiceError, UsageError) as error:
+        return str(error)
+    return None
 
 
 def attachment_parity(controller: int, lun: int, attachment: Attachment) -> tuple[ParityItem, ...]:

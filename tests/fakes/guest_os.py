@@ -78,6 +78,9 @@ class FakeGuestOs:
     """errno values of the next mounts; 0 is one that works."""
     commands: list[list[str]] = field(default_factory=list)
     powered_off: threading.Event = field(default_factory=threading.Event)
+    entropy: list[bytes] = field(default_factory=list)
+    clock_ns: int = 0
+    host_name: str = ""
     _ports: dict[int, socket.socket] = field(default_factory=dict)
     _children: dict[str, list[FakeChild]] = field(default_factory=dict)
     _disks: int = 0
@@ -272,6 +275,15 @@ class FakeGuestOs:
         if guest is None:
             raise ConnectionRefusedError(errno.ECONNREFUSED, f"nobody listens on port {port}")
         return SocketConnection(guest)
+
+    def add_entropy(self, data: bytes) -> None:
+        self.entropy.append(data)
+
+    def set_clock(self, seconds: int, nanoseconds: int) -> None:
+        self.clock_ns = seconds * 1_000_000_000 + nanoseconds
+
+    def set_host_name(self, name: str) -> None:
+        self.host_name = name
 
     def power_off(self) -> None:
         self.powered_off.set()

@@ -24,12 +24,14 @@ def _environment(cache: Path, **changes: str) -> dict[str, str]:
 
 @pytest.fixture
 def cache(lab: Lab, tmp_path: Path) -> Path:
-    """A cache of its own for labs and verdicts, with the images that the lab has built."""
+    """A cache of its own for labs and verdicts, with the images and templates of the lab."""
     lab.demo_image()
+    lab.prepare_template()
     images = lab.image.initrd.parents[2]
     own = tmp_path / "cache"
     own.mkdir()
     (own / "images").symlink_to(images)
+    (own / "templates").symlink_to(images.parent / "templates")
     return own
 
 
@@ -50,7 +52,7 @@ def _is_machine(pid: int) -> bool:
     """Whether it is a QEMU that runs a utility VM: probes start QEMU, too."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return b"qemu-system" in command[0] and b"-kernel" in command
+        return b"qemu-system" in command[0] and b"-uuid" in command
     except OSError:
         return False
 
@@ -221,3 +223,94 @@ def test_doctor_says_what_is_here(cache: Path) -> None:
     assert done.returncode == 0
     found = {row["what"]: row["found"] for row in json.loads(done.stdout)["findings"]}
     assert {"python", "qemu-system-x86_64", "accelerator", "utility VM image"} <= set(found)
+
+
+def test_a_template_is_built_once_and_copied_by_what_comes_after(cache: Path) -> None:
+    def call(*arguments: str) -> dict[str, object]:
+        done = subprocess.run(
+            [LCOWLAB, "uvm", *arguments],
+            timeout=100,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=_environment(cache),
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert isinstance(found, dict)
+        return found
+
+    made = call("template", "--json")
+    assert (made["schema"], made["memory"], made["built"]) == ("lcowlab.template/1", "file", False)
+    assert Path(str(made["path"]), "state").is_file()
+    copied = call("exec", "--json", "--", "/bin/true")
+    assert (copied["from"], copied["exit_code"]) == ("template", 0)
+    cold = call("exec", "--cold", "--json", "--", "/bin/true")
+    assert cold["from"] == "cold"
+    assert float(str(copied["ready_ms"])) < float(str(cold["ready_ms"])) / 2
+
+
+def test_a_command_gets_standard_input_and_its_output_comes_as_it_is_made(cache: Path) -> None:
+    command = "read first; echo got $first; read second; echo got $second; exit 3"
+    process = subprocess.Popen(
+        [LCOWLAB, "uvm", "exec", "--", "/bin/sh", "-c", command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environment(cache),
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for word in ("one", "two"):
+            process.stdin.write(f"{word}\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == f"got {word}\n"
+        process.stdin.close()
+        assert process.wait(30) == 3
+
+
+def test_what_qemu_cannot_honour_in_a_document_is_listed(tmp_path: Path) -> None:
+    document = {
+        "Owner": "test",
+        "VirtualMachine": {
+            "Chipset": {"LinuxKernelDirect": {"KernelFilePath": "/k", "KernelCmdLine": "quiet"}},
+            "ComputeTopology": {"Memory": {"SizeInMB": 256}, "Processor": {"Count": 1}},
+            "Devices": {
+                "VirtualPMem": {"Devices": {"0": {"HostPath": "layer.vhd"}}},
+                "HvSocket": {
+                    "HvSocketConfig": {"ServiceTable": {"guid": {"AllowWildcardBinds": True}}}
+                },
+                "Newer": 1,
+            },
+        },
+    }
+    path = tmp_path / "document.json"
+    path.write_text(json.dumps(document))
+
+    def call(path: Path) -> tuple[int, dict[str, object]]:
+        done = subprocess.run(
+            [LCOWLAB, "uvm", "parity", str(path), "--json"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, json.loads(done.stdout or "{}")
+
+    code, found = call(path)
+    assert (code, found["runs"], found["refusal"]) == (0, True, None)
+    fields = found["fields"]
+    assert isinstance(fields, list)
+    named = {item["field"].removeprefix("VirtualMachine."): item["treatment"] for item in fields}
+    assert named["Devices.VirtualPMem.Devices.0.HostPath"] == "ignored"
+    assert named["Devices.Newer"] == "ignored"
+    socket = "Devices.HvSocket.HvSocketConfig.ServiceTable.guid.AllowWildcardBinds"
+    assert named[socket] == "different"
+    del document["VirtualMachine"]["Chipset"]  # type: ignore[attr-defined]
+    path.write_text(json.dumps(document))
+    code, found = call(path)
+    assert (code, found["runs"]) == (1, False)
+    assert "LinuxKernelDirect" in str(found["refusal"])
+    path.write_text("no json")
+    assert call(path)[0] == 2

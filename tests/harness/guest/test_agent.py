@@ -15,13 +15,22 @@ import threading
 import pytest
 
 from harness.errors import GuestError
-from harness.gcs.codec import HOST_MAX_FRAME, Frame, FrameDecoder, encode_frame
+from harness.gcs.codec import (
+    HOST_MAX_FRAME,
+    Frame,
+    FrameDecoder,
+    encode_body,
+    encode_frame,
+    to_json,
+)
 from harness.gcs.prot import (
     INFINITE,
     HResult,
+    LabRequest,
     MappedVirtualDisk,
     NegotiateProtocol,
     Request,
+    Resume,
     WaitForProcess,
 )
 from harness.guest.log import Log
@@ -195,3 +204,46 @@ def test_an_exit_without_a_bridge_is_told_to_the_next_one(guest: Guest) -> None:
     client.negotiate(timeout_s=5)
     assert client.wait_container_exit("c1", timeout_s=5).container_id == "c1"
     assert wait_until(lambda: client.bridge.closed is False)
+
+
+def lab_frame(request: LabRequest, message: object | None = None) -> bytes:
+    body = to_json(message) if message is not None else {}
+    return encode_frame(Frame(request, 7, encode_body(body)))
+
+
+def test_a_copy_takes_entropy_time_and_name_before_any_negotiation(guest: Guest) -> None:
+    message = Resume(seed="5a" * 64, unix_s=1_800_000_000, unix_ns=5, host_name="uvm-1")
+    (answer,) = exchange(guest, lab_frame(LabRequest.RESUME, message))
+    assert (answer.type, answer.id) == (0x2FE00201, 7)
+    assert json.loads(answer.body)["Result"] == 0
+    assert guest.os.entropy == [b"\x5a" * 64]
+    assert guest.os.clock_ns == 1_800_000_000_000_000_005
+    assert guest.os.host_name == "uvm-1"
+
+
+@pytest.mark.parametrize("seed", ["", "5a" * 8, "5a" * 33, "no hex"])
+def test_a_copy_without_a_whole_seed_is_refused(guest: Guest, seed: str) -> None:
+    message = Resume(seed=seed, unix_s=1, unix_ns=0, host_name="x")
+    (answer,) = exchange(guest, lab_frame(LabRequest.RESUME, message))
+    assert json.loads(answer.body)["Result"] & 0xFFFFFFFF == HResult.INVALID_JSON
+    assert not guest.os.entropy
+    assert guest.os.host_name == ""
+
+
+def test_the_bridge_is_a_new_one_after_the_copy(guest: Guest) -> None:
+    message = Resume(seed="5a" * 64, unix_s=1, unix_ns=0, host_name="x")
+    stacks = encode_frame(Frame(Request.DUMP_STACKS, 9, b"{}"))
+    frames = exchange(guest, NEGOTIATE + lab_frame(LabRequest.RESUME, message) + stacks, answers=3)
+    refused = next(frame for frame in frames if frame.id == 9)
+    assert json.loads(refused.body)["Result"] & 0xFFFFFFFF == HResult.NOT_IMPLEMENTED
+
+
+def test_a_template_has_run_a_container_and_shows_nothing_of_it(guest: Guest) -> None:
+    before = {path for path in guest.os.root.rglob("*") if path.is_file()}
+    (answer,) = exchange(guest, lab_frame(LabRequest.PREPARE))
+    assert json.loads(answer.body)["Result"] == 0, answer.body
+    assert guest.os.commands[-1][-3:] == ["delete", "--force", "lcowlab-template"]
+    assert not guest.os.mounts
+    assert {path for path in guest.os.root.rglob("*") if path.is_file()} == before
+    guest.client.negotiate(timeout_s=5)
+    assert not guest.client.bridge.closed, "no notification of an unknown container came"
