@@ -108,7 +108,9 @@ def _tear(before: MemoryFile, pending: Sequence[Step], chance: random.Random) ->
             written[region] = written.get(region, 0) + min(length, MIB)
     moments: dict[int, list[tuple[int, int]]] = {}
     for chunk in sorted(set(_chunks(ranges, written))):
-        moments.setdefault(chance.randint(0, len(pending)), []).append(chunk)
+        # Nothing and everything more often than the rest: a mixture of these is the usual trouble.
+        moment = chance.choice((0, len(pending), chance.randint(0, len(pending))))
+        moments.setdefault(moment, []).append(chunk)
     size = chance.choice([before.size, *(s.size for s in pending if not isinstance(s, Flush))])
 
     left, running = MemoryFile(0), MemoryFile(0)
