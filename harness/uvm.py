@@ -15,12 +15,13 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -180,6 +181,7 @@ class UtilityVm:
         document: ComputeSystem,
         *,
         timeout_s: float = BOOT_TIMEOUT_S,
+        connect: Callable[[socket.socket], GuestClient] | None = None,
     ) -> Self:
         """Create and start a system and return once its guest has negotiated the protocol.
 
@@ -199,7 +201,7 @@ class UtilityVm:
             service.start(system_id, timeout_s=timeout_s)
             try:
                 remaining = max(1.0, timeout_s - (time.monotonic() - began))
-                guest = GuestClient.connect(bridge_listener.accept(remaining))
+                guest = (connect or GuestClient.connect)(bridge_listener.accept(remaining))
                 undo.callback(guest.close)
                 guest.negotiate(timeout_s=remaining)
             except (BridgeClosedError, ComputeTimeoutError, GuestError) as error:

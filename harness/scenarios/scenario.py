@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from harness.capabilities import CAPABILITIES, Capability, missing
 from harness.errors import CheckFailedError
 from harness.lab import Lab
 from harness.report.events import Fact, Outcome, RunListener, StepResult
@@ -19,12 +20,20 @@ from harness.scenarios.outcome import outcome_of, reason_for
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A named body; `tags` select it, `summary` is one sentence for people."""
+    """A named body; `tags` select it, `summary` is one sentence for people.
+
+    It is skipped, with the reason, on a backend that lacks one of `needs`.
+    """
 
     name: str
     summary: str
     tags: tuple[str, ...]
     body: Callable[[ScenarioContext], None]
+    needs: tuple[Capability, ...] = ()
+
+    def backends(self) -> tuple[str, ...]:
+        """Return the names of the backends that can run it."""
+        return tuple(name for name in CAPABILITIES if not missing(name, self.needs))
 
 
 class ScenarioContext:
