@@ -33,6 +33,7 @@ from harness.image.demo import ensure_demo_image
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.kvm import Accelerator, AcceleratorChoice
 from harness.qemu.service import QemuComputeService
+from harness.scsi import DiskClaims
 from harness.uvm import UtilityVm
 from snapshotter import Snapshotter
 from snapshotter.errors import UnavailableError
@@ -63,6 +64,10 @@ class LabConfig:
 class LabService(ComputeService, Protocol):
     """A compute service of this process."""
 
+    def prepare(self) -> None:
+        """Open what the service itself holds until `close_all`."""
+        ...
+
     def close_all(self) -> None:
         """Close every system and the service; may be repeated."""
         ...
@@ -86,6 +91,7 @@ class Lab:
         self.directory = directory
         self.snapshotter = snapshotter
         self.faults = FaultPlan.parse(config.faults)
+        self.claims = DiskClaims()
         self.keep = False
         self.owner = OWNER
         """Whom the systems made from now on belong to: the scenario that runs."""
@@ -150,10 +156,8 @@ class Lab:
 
     @property
     def service(self) -> ComputeService:
-        """The compute service, with the faults that were asked for."""
-        if self.faults:
-            return FaultyComputeService(self._real_service, self.faults)
-        return self._real_service
+        """The compute service, behind the faults of `faults`, now none or some."""
+        return FaultyComputeService(self._real_service, self.faults)
 
     @property
     def host(self) -> HostFacts:
@@ -245,7 +249,8 @@ class Lab:
             self.service,
             self.document(),
             timeout_s=self.config.boot_timeout_s,
-            connect=faulty_connection(self.faults) if self.faults else None,
+            connect=faulty_connection(self.faults),
+            claims=self.claims,
         )
 
     def console(self) -> str:
@@ -275,6 +280,7 @@ class Lab:
         """Begin a scenario: what it makes belongs to `owner`, faults and the audit begin anew."""
         self.owner = f"{OWNER}:{owner}"
         self.faults = FaultPlan.parse(self.config.faults)
+        self._real_service.prepare()
         self._baseline = Baseline.take()
 
     def audit(self) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ from harness.hcs.service import (
 )
 from harness.hcs.streams import StreamListener, open_listener
 from harness.processes import ProcessStarter
-from harness.scsi import MountConfig, ScsiManager, Slot
+from harness.scsi import DiskClaims, MountConfig, ScsiManager, Slot
 
 BOOT_TIMEOUT_S = 60.0
 _POWER_OFF_TIMEOUT_S = 5.0
@@ -158,6 +158,7 @@ class UtilityVm:
         log: GuestLog,
         document: ComputeSystem,
         boot_s: float,
+        claims: DiskClaims | None = None,
     ) -> None:
         self.system_id = system_id
         self.service = service
@@ -171,6 +172,8 @@ class UtilityVm:
             controllers=_scsi_controllers(document),
             # What the document attaches (a root file system, say) is not ours to hand out.
             reserved=[Slot(controller, lun) for controller, lun in document.attachments()],
+            claims=claims,
+            machine=system_id,
         )
         self._closed = False
 
@@ -182,6 +185,7 @@ class UtilityVm:
         *,
         timeout_s: float = BOOT_TIMEOUT_S,
         connect: Callable[[socket.socket], GuestClient] | None = None,
+        claims: DiskClaims | None = None,
     ) -> Self:
         """Create and start a system and return once its guest has negotiated the protocol.
 
@@ -218,6 +222,7 @@ class UtilityVm:
             log=log,
             document=document,
             boot_s=time.monotonic() - began,
+            claims=claims,
         )
 
     def __enter__(self) -> Self:

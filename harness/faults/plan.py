@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final, Self
 
 from harness.errors import UsageError
@@ -50,7 +50,6 @@ class FaultPlan:
         self._waiting: dict[str, list[Fault]] = {}
         self.met: list[tuple[str, Fault]] = []
         """What has been met so far, `ok` left out."""
-        self.on_die: Callable[[str], None] | None = None
         for boundary, spec in (faults or {}).items():
             self._waiting[boundary] = [
                 Fault(fault.action, 1, fault.hresult, fault.delay_s)
@@ -78,10 +77,6 @@ class FaultPlan:
         """Take every fault away."""
         with self._lock:
             self._waiting.clear()
-
-    def __bool__(self) -> bool:
-        """Whether there is a plan at all, met or not."""
-        return bool(self._waiting)
 
     def next(self, boundary: str) -> Fault:
         """Return what the call that is made now meets."""

@@ -17,7 +17,7 @@ from typing import Final
 from harness.diskfiles import DiskFiles
 from harness.errors import ComputeServiceError
 from harness.hcs.document import Attachment, AttachmentType
-from harness.model.files import FileSystem, Kind, Node, directory
+from harness.model.files import BLOCK, FileSystem, Kind, Node, directory
 from snapshotter.blockio import BlockReader
 from snapshotter.errors import NotFoundError, SnapshotterError
 from snapshotter.ext4.reader import Ext4, FileStat
@@ -29,6 +29,7 @@ FILE_NOT_FOUND: Final = 0x80070002
 SHARING_VIOLATION: Final = 0x80070020
 FILE_CORRUPT: Final = 0x80070570
 _VHDX_SIGNATURE: Final = b"vhdxfile"
+_BYTES_PER_INODE: Final = 4096  # mke2fs.conf, "small"
 _EXT4_MAGIC_AT: Final = 1024 + 56
 
 
@@ -48,7 +49,12 @@ class ModelDisk:
 
     def format(self) -> None:
         """Make an empty ext4 on it."""
-        self.content.files = FileSystem(directory(), name=self.path)
+        self.content.files = FileSystem(
+            directory(),
+            name=self.path,
+            free_blocks=self.content.size // BLOCK * 15 // 16,
+            free_inodes=self.content.size // _BYTES_PER_INODE,
+        )
 
     def close(self) -> None:
         """Let the file go; may be repeated."""
@@ -59,6 +65,7 @@ class ModelDisk:
 
 @dataclass(eq=False)
 class _Content:
+    size: int
     files: FileSystem | None
 
 
@@ -125,7 +132,7 @@ class DiskStore:
             key = (status.st_dev, status.st_ino, inner)
             with disk:
                 if key not in self._contents:
-                    self._contents[key] = _Content(_read_files(disk, path))
+                    self._contents[key] = _Content(disk.size, _read_files(disk, path))
             return self._contents[key]
 
 

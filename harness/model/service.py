@@ -185,6 +185,9 @@ class ModelComputeService:
         """Every disk that was ever attached, with its content."""
         return self._store
 
+    def prepare(self) -> None:
+        """Do nothing: the service itself holds nothing."""
+
     def create(self, system_id: str, document: ComputeSystem) -> SystemProperties:
         """Create a system with the document's disks. On failure nothing is left."""
         with self._changed:

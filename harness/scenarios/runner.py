@@ -12,7 +12,7 @@ from harness.capabilities import missing
 from harness.lab import Lab
 from harness.report.events import Outcome, RunListener, RunResult, ScenarioResult
 from harness.scenarios.outcome import outcome_of, reason_for
-from harness.scenarios.scenario import Scenario, ScenarioContext
+from harness.scenarios.scenario import Scenario, ScenarioContext, SkipScenario
 
 
 def run_scenarios(
@@ -95,11 +95,13 @@ def _run_body(
         scenario.body(context)
         # A scenario that passed has taken everything down itself: what is here now is a leak.
         leaks = lab.audit()
+    except SkipScenario as skip:
+        outcome, reason = Outcome.SKIPPED, str(skip)
     except KeyboardInterrupt as error:
         outcome, reason, interrupted = Outcome.ERROR, reason_for(error), True
     except Exception as error:  # noqa: BLE001 - the boundary: whatever a body raises is its outcome
         outcome, reason = outcome_of(error), reason_for(error)
-    console = lab.console() if outcome is not Outcome.PASSED else ""
+    console = "" if outcome in (Outcome.PASSED, Outcome.SKIPPED) else lab.console()
     if outcome is not Outcome.PASSED or leaks:
         try:
             lab.reset()
