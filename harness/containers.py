@@ -135,8 +135,13 @@ class ContainerRootfs:
             layers=tuple(Layer(path=layer.guest_path) for layer in self._layers),
             scratch_path=self.scratch_directory,
         )
-        self._guest.add_combined_layers(combined)
+        # Noted before it is known: after silence the overlay may be there, and must go first.
         self.combined = combined
+        try:
+            self._guest.add_combined_layers(combined)
+        except GuestError:
+            self.combined = None  # refused, so nothing is left of it
+            raise
 
     @property
     def scratch_directory(self) -> str:

@@ -277,8 +277,12 @@ class PodPlay:
 
     @staticmethod
     def _acquire_and_release(vm: PlayedVm, disk: Path) -> None:
+        """Attach a disk and take it away again, however often the release has to be repeated."""
         with contextlib.suppress(HarnessError):
-            vm.scsi.acquire(disk, holder="first").release()
+            share = vm.scsi.acquire(disk, holder="first")
+            while not share.released:  # every fault is met once, so this ends
+                with contextlib.suppress(HarnessError):
+                    share.release()
 
     def _check_refusal(self, error: HarnessError, pod: int, machine: int) -> None:
         """Raise CheckFailedError for a start that failed without a reason."""
