@@ -75,6 +75,7 @@ class DiskStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._contents: dict[tuple[object, ...], _Content] = {}
+        self._versions: dict[tuple[int, ...], _Content] = {}
 
     def open(self, attachment: Attachment) -> ModelDisk:
         """Return the disk of an attachment, locked. Raises ComputeServiceError naming the file."""
@@ -120,11 +121,16 @@ class DiskStore:
         """Forget everything."""
         with self._lock:
             self._contents.clear()
+            self._versions.clear()
 
     def _content(self, path: str) -> _Content:
         with self._lock:
+            status = os.stat(path)
+            # The file is never written here, so an unchanged one need not be read again.
+            version = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+            if version in self._versions:
+                return self._versions[version]
             with open(path, "rb") as file:
-                status = os.fstat(file.fileno())
                 is_vhdx = file.read(len(_VHDX_SIGNATURE)) == _VHDX_SIGNATURE
             disk = _open_image(path, vhdx=is_vhdx)
             # A number that is used again for another file comes with another identifier inside.
@@ -133,6 +139,7 @@ class DiskStore:
             with disk:
                 if key not in self._contents:
                     self._contents[key] = _Content(disk.size, _read_files(disk, path))
+            self._versions[version] = self._contents[key]
             return self._contents[key]
 
 

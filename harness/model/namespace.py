@@ -54,11 +54,12 @@ class Namespace:
 
         What does not exist stays in the path. Raises ELOOP, ENOTDIR.
         """
-        waiting = [part for part in os.path.join(cwd, path).split("/") if part][::-1]
+        full = path if path.startswith("/") else os.path.join(cwd, path)
+        waiting = full.split("/")[::-1]
         at, links = "", 0
         while waiting:
             name = waiting.pop()
-            if name == ".":
+            if name in ("", "."):
                 continue
             if name == "..":
                 at = os.path.dirname(at).rstrip("/")
@@ -71,7 +72,7 @@ class Namespace:
                     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
                 if node.target.startswith("/"):
                     at = ""
-                waiting += [part for part in node.target.split("/") if part][::-1]
+                waiting += node.target.split("/")[::-1]
                 continue
             at = here
         return at or "/"

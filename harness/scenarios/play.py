@@ -32,7 +32,11 @@ class PlayedVm(Protocol):
 
     name: str
     scsi: ScsiManager
-    guest: LayerGuest
+
+    @property
+    def guest(self) -> LayerGuest:
+        """What makes and removes combined layers."""
+        ...
 
     def disks(self) -> Collection[Path]:
         """Return the disks that the machine really has."""
@@ -106,7 +110,7 @@ def _told(
     """Write a verb down before it runs, check everything after it, and say all of it on failure."""
 
     @functools.wraps(verb)
-    def run(play: PodPlay, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    def run(play: PodPlay, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         words = [repr(arg) for arg in args] + [f"{name}={arg!r}" for name, arg in kwargs.items()]
         play.lines.append(f"play.{verb.__name__}({', '.join(words)})")
         try:
@@ -114,8 +118,9 @@ def _told(
             play.replace_dead()
             play.check()
         except BaseException as error:
-            if not getattr(error, "__notes__", None):
+            if not play.broken:
                 error.add_note(play.as_scenario())
+            play.broken = True
             raise
         return result
 
@@ -131,7 +136,11 @@ class PodPlay:
     held: dict[str, _Held] = field(default_factory=dict)
     faulty: bool = False
     """A fault may be waiting, so a verb may fail."""
+    broken: bool = False
+    """A check has failed: what follows means nothing."""
     vms: list[PlayedVm] = field(default_factory=list)
+    touched: set[int] = field(default_factory=set)
+    """Machines in which something may have changed: asking a guest for its mounts is dear."""
 
     def __post_init__(self) -> None:
         self.vms = [self.setting.boot(number) for number in range(self.setting.machines)]
@@ -202,9 +211,7 @@ class PodPlay:
             return
         vm, disk = self.vms[machine], self.setting.scratches[pod]
         hold = self.setting.hold("service.attach")
-        first = threading.Thread(
-            target=self._acquire_and_release, args=(vm, disk)
-        )
+        first = threading.Thread(target=self._acquire_and_release, args=(vm, disk))
         first.start()
         try:
             if hold.wait():
@@ -269,6 +276,7 @@ class PodPlay:
 
     def _new(self, container: str, pod: int, machine: int) -> _Held:
         vm = self.vms[machine]
+        self.touched.add(machine)
         return _Held(machine, pod, ContainerRootfs(vm.scsi, vm.guest, container))
 
     def _build(self, held: _Held, pod: int) -> None:
@@ -305,6 +313,7 @@ class PodPlay:
             if held is None:
                 continue
             held.sure = False
+            self.touched.add(held.machine)
             try:
                 held.root.unmount()
                 if held.root.leftover:
@@ -361,12 +370,12 @@ class PodPlay:
         attached = Counter(vm.disks())
         if doubled := [str(path) for path, count in attached.items() if count > 1]:
             raise CheckFailedError(f"{vm.name}: attached twice: {doubled}")
-        known = {each.path for each in snapshot.attachments}
-        if unknown := set(attached) - known:
+        infos = {each.path: each for each in snapshot.attachments}
+        if unknown := set(attached) - set(infos):
             raise CheckFailedError(f"{vm.name}: attached, but nobody knows: {unknown}")
         users = self._users(sure), self._users(here)
         for path in {*self.setting.layers, *self.setting.scratches}:
-            info = snapshot.of(path)
+            info = infos.get(path)
             count = 0 if info is None else info.refcount
             least, most = users[0][path], users[1][path]
             if not least <= count <= most:
@@ -381,6 +390,9 @@ class PodPlay:
             mounts = [each for each in info.mounts if each.state is MountState.MOUNTED]
             if not any(each.refcount >= least for each in mounts):
                 raise CheckFailedError(f"{vm.name}: {path} is held and mounted {info.mounts}")
+        if number not in self.touched:
+            return
+        self.touched.remove(number)
         mounted = vm.mounts()
         for each in sure:
             if each.root.path not in mounted:

@@ -31,9 +31,9 @@ from harness.guest.errors import GuestFailure
 from harness.guest.layers import Layers
 from harness.guest.mounts import MountTable
 from harness.guest.system import Connection
+from harness.hcs.document import Attachment, AttachmentType
 from harness.model.disks import DiskStore, ModelDisk
 from harness.model.guestos import ModelGuestOs
-from harness.hcs.document import Attachment, AttachmentType
 from harness.scsi import DiskClaims, MountConfig, ScsiManager, Slot
 
 E_FAIL = 0x80004005
@@ -160,7 +160,9 @@ class DirectVm:
                 raise ComputeServiceError(f"{slot} is empty")
             if slot not in self._ejected:
                 self._broken.append(f"detach of {slot} without an eject")
-            if disk.files is not None and any(mount.tree is disk.files for mount in self.os.namespace.mounts):
+            if disk.files is not None and any(
+                mount.tree is disk.files for mount in self.os.namespace.mounts
+            ):
                 self._broken.append(f"detach of {slot} while it is mounted")
             self.os.unplug(slot.controller, slot.lun)
             disk.close()

@@ -46,7 +46,8 @@ class PodMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.play.finish()
+            if not self.play.broken:
+                self.play.finish()
         finally:
             self.close_play()
 
