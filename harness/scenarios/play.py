@@ -88,6 +88,8 @@ class PlaySetting:
     scratches: tuple[Path, ...]
     machines: int = 2
     on_close: Callable[[], None] = lambda: None
+    verbs_per_look: int = 1
+    """How many verbs go by before the guests' own mounts are looked at again."""
     hold: Callable[[str], HeldCall] | None = None
     """Holds the next call of a boundary until it is let go; None where that cannot be done."""
 
@@ -390,7 +392,7 @@ class PodPlay:
             mounts = [each for each in info.mounts if each.state is MountState.MOUNTED]
             if not any(each.refcount >= least for each in mounts):
                 raise CheckFailedError(f"{vm.name}: {path} is held and mounted {info.mounts}")
-        if number not in self.touched:
+        if number not in self.touched or len(self.lines) % self.setting.verbs_per_look:
             return
         self.touched.remove(number)
         mounted = vm.mounts()
