@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -19,11 +20,12 @@ from harness.hcs.service import (
     SystemProperties,
     SystemState,
 )
+from harness.qemu.fullvolume import FullVolume
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.loop import IoLoop
 from harness.qemu.machine import Machine
 from harness.qemu.ports import PortTable
-from harness.qemu.qmp import QmpCommand, QmpEvent
+from harness.qemu.qmp import QmpCommand, QmpError, QmpEvent
 from harness.qemu.slots import INVALID_STATE, SlotTable
 from harness.qemu.supervisor import Supervisor, describe_exit
 from harness.qemu.translate import (
@@ -43,6 +45,7 @@ _HCS_E_UNEXPECTED_EXIT: Final = -1070137082  # 0xC0370106 as the int32 of the ex
 _HCS_E_TERMINATED: Final = -1070137081  # 0xC0370107
 _PANIC: Final = re.compile(r"Kernel panic - not syncing.*")
 _ELF: Final = b"\x7fELF"
+_RESUME_S: Final = 10.0
 _OUTPUT_SHOWN: Final = 2000
 
 
@@ -69,6 +72,7 @@ class QemuSystem:
         self._host = host
         self._supervisor = supervisor
         self._report = report
+        self._full_volume = FullVolume(self._resume)
         self._machine = Machine(loop, on_event=self._qmp_event)
         self._slots = SlotTable(self._machine.qmp, controllers=0)
         self._ports = PortTable(loop, directory, gcs=self._machine.gcs, stdio=self._machine.stdio)
@@ -227,7 +231,12 @@ class QemuSystem:
 
     # -- in the I/O thread -----------------------------------------------------------------------
 
+    def _resume(self) -> None:
+        with contextlib.suppress(ComputeServiceError, QmpError):  # it may have ended meanwhile
+            self._machine.qmp.execute(QmpCommand("cont"), deadline=deadline_after(_RESUME_S))
+
     def _qmp_event(self, event: QmpEvent) -> None:
+        self._full_volume.event(event)
         if event.name == "SHUTDOWN":
             self._shutdown_reason = str(event.data.get("reason", ""))
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from harness.scenarios.pods import Pod, free_kib
+from harness.capabilities import Capability
+from harness.errors import InfrastructureError
+from harness.processes import Completed
+from harness.scenarios.pods import Pod, close_clean, free_kib
 from harness.scenarios.scenario import Scenario, ScenarioContext
 from harness.uvm import UtilityVm
 from snapshotter.units import MIB
@@ -73,7 +83,96 @@ def _no_inodes(context: ScenarioContext) -> None:
             pod.sh("c2", "echo fine > /root/new && sync")
 
 
+def _host_full(context: ScenarioContext) -> None:
+    """The volume below the dynamic VHDX is full: the machine waits, and goes on when there is room.
+
+    Nothing is lost, and no writer is told of it: so does Hyper-V ("paused-critical").
+    """
+    pod = Pod.prepare(context, "c1")
+    scratch = pod.scratch
+    with _small_volume(context) as volume:
+        with context.step("put the disk on a small volume"):
+            moved = Path(shutil.copy(scratch, volume / "sandbox.vhdx"))
+            scratch.unlink()
+            scratch.symlink_to(moved)
+            vm = context.lab.boot_uvm()
+            pod.start(vm)
+            pod.sh("pod", "echo precious > /root/file && sync")
+        done: list[Completed] = []
+        script = "dd if=/dev/zero of=/root/ballast bs=1M count=48 && sync"
+        writer = threading.Thread(target=lambda: done.append(pod.try_sh("c1", script)))
+        with context.step("fill the volume by writing in a container"):
+            writer.start()
+            context.check(_wait(lambda: _free(volume) == 0), "the volume did not run full")
+            writer.join(1.0)
+            context.check(writer.is_alive(), "the writer ended on a full volume")
+        with context.step("make room: everybody goes on"):
+            _mount(volume, "remount,size=256m")
+            writer.join(60)
+            context.check(not writer.is_alive(), "the writer still waits")
+            context.check_equal("exit codes of the writer", [d.exit_code for d in done], [0])
+            context.check_equal("the other's file", pod.sh("pod", "cat /root/file"), "precious")
+        pod.release()
+        close_clean(context, vm)
+        with context.step("the disk is sound"), context.lab.files_on(moved) as files:
+            context.check_equal("directories under scratch/", files.listdir("/scratch"), [])
+        moved.unlink()
+        scratch.unlink()
+    for name in pod.mounts:
+        context.lab.snapshotter.remove(name)
+    context.lab.snapshotter.cleanup()
+
+
+@contextmanager
+def _small_volume(context: ScenarioContext) -> Iterator[Path]:
+    """Mount a volume of 24 MiB in the lab's directory; unmounted and removed at the end."""
+    if not _is_root():
+        context.skip("needs root on Linux, to mount a small volume: run it with sudo")
+    volume = context.lab.directory / "volume"
+    volume.mkdir()
+    _mount(volume, "size=24m")
+    try:
+        yield volume
+    finally:
+        subprocess.run(["umount", str(volume)], check=True)
+        volume.rmdir()
+
+
+def _is_root() -> bool:
+    if sys.platform == "linux":
+        return os.geteuid() == 0
+    else:  # noqa: RET505 - mypy understands platforms in this form only
+        return False
+
+
+def _mount(volume: Path, options: str) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(volume)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InfrastructureError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def _free(volume: Path) -> int:
+    return shutil.disk_usage(volume).free
+
+
+def _wait(condition: Callable[[], bool], *, timeout_s: float = 60.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
 SCENARIOS = (
+    Scenario(
+        "host-volume-full",
+        "The host's volume runs full below the disk: the machine waits, and goes on with room.",
+        ("scratch", "sharing", "space"),
+        _host_full,
+        needs=(Capability.REAL_DISKS,),
+    ),
     Scenario(
         "no-space-left",
         "One sharer fills the disk; the others keep their files and go on when there is room.",
