@@ -25,7 +25,7 @@ from typing import Final
 from harness.errors import UsageError
 
 _TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s)")
-_UNITS: Final = {"ms": 0.001, "s": 1.0}
+_UNITS: Final = {"ms": 1000, "s": 1}  # parts of a second
 _HRESULT_MAX: Final = 0xFFFFFFFF
 
 
@@ -132,7 +132,7 @@ def _with_argument(text: str, at: int, action: Action, count: int) -> tuple[Faul
         match = _TIME.fullmatch(argument)
         if match is None:
             raise FaultSyntaxError(text, at + 1, "expected a time such as 200ms or 1.5s")
-        delay_s = float(match[1]) * _UNITS[match[2]]
+        delay_s = float(match[1]) / _UNITS[match[2]]
         return Fault(action, count, delay_s=delay_s), close + 1
     try:
         hresult = int(argument, 0)

@@ -40,8 +40,7 @@ class LabVm:
         return ()
 
     def remove_directory(self, path: str) -> None:
-        """Remove a directory in the guest."""
-        self._vm.processes.start(["/bin/rm", "-rf", path]).wait()
+        """Leave it: a process in the guest costs more than all the rest, and the disk goes soon."""
 
     def kill(self) -> None:
         """Pull the plug, and forget the machine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -16,6 +17,7 @@ STEPS = int(os.environ.get("LCOWLAB_QEMU_STEPS", "500"))
 STEPS_AN_EXAMPLE = 50
 
 
+@pytest.mark.timeout(900)  # a minute on a quiet machine
 def test_random_pods_leak_nothing_and_break_no_rule_on_real_machines(lab: Lab) -> None:
     play = open_play(lab, pods=PODS, machines=MACHINES)
 

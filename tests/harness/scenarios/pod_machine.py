@@ -64,6 +64,7 @@ class PodMachine(RuleBasedStateMachine):
         self.count()
         self.play.start_together(several, pod=pod, machine=machine)
 
+    @precondition(lambda self: self.play.setting.hold is not None)
     @rule(container=containers, pod=pods, machine=machines)
     def give_up_waiting(self, container: str, pod: int, machine: int) -> None:
         self.count()

@@ -73,6 +73,7 @@ def machine() -> Iterator[type[DirectMachine]]:
         yield Machine
 
 
+@pytest.mark.timeout(900)  # ./dev soak asks for ten times the steps, elsewhere others work, too
 def test_random_pods_leak_nothing_and_break_no_rule(machine: type[DirectMachine]) -> None:
     machine.steps = 0
     while machine.steps < STEPS:
