@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from harness.model.applets import APPLETS, NotPlayed, say
+from harness.model.arithmetic import evaluate
 from harness.model.files import Kind
 from harness.model.process import Buffer, Ended, Process, Sink, Source, Streams, environment
 from harness.model.syntax import (
@@ -410,7 +411,7 @@ class Shell:
             if text.startswith("$((", at):
                 end = closing_parenthesis(text, at + 2)
                 out.append(
-                    str(_arithmetic(self._substitute(text[at + 3 : end - 1]), self._process))
+                    str(evaluate(self._substitute(text[at + 3 : end - 1]), self._process.env))
                 )
                 at = end + 1
             elif text.startswith("$(", at):
@@ -445,45 +446,6 @@ class Shell:
             index = int(name)
             return self._arguments[index] if index < len(self._arguments) else ""
         return self._process.env.get(name, "")
-
-
-def _arithmetic(text: str, process: Process) -> int:
-    names = re.sub(r"[A-Za-z_]\w*", lambda m: process.env.get(m[0], "0") or "0", text)
-    tokens = re.findall(r"\d+|[-+*/%()]", names)
-    if "".join(tokens) != names.replace(" ", ""):
-        raise OSError(errno.ENOSYS, f"the model does not play $(({text}))")
-    return _sum(tokens)
-
-
-def _sum(tokens: list[str]) -> int:
-    value = _product(tokens)
-    while tokens and tokens[0] in "+-":
-        sign = 1 if tokens.pop(0) == "+" else -1
-        value += sign * _product(tokens)
-    return value
-
-
-def _product(tokens: list[str]) -> int:
-    value = _atom(tokens)
-    while tokens and tokens[0] in "*/%":
-        operator, other = tokens.pop(0), _atom(tokens)
-        value = (
-            value * other
-            if operator == "*"
-            else (value // other if operator == "/" else value % other)
-        )
-    return value
-
-
-def _atom(tokens: list[str]) -> int:
-    token = tokens.pop(0)
-    if token == "(":  # noqa: S105 - a token of arithmetic
-        value = _sum(tokens)
-        tokens.pop(0)
-        return value
-    if token == "-":  # noqa: S105
-        return -_atom(tokens)
-    return int(token)
 
 
 def _signal_number(name: str) -> int:
