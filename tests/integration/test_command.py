@@ -48,9 +48,11 @@ def _children_of(pid: int) -> list[int]:
 
 def _is_emulator(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/comm").read_text().startswith("qemu-system")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
+    # A question such as `qemu-system-x86_64 --version` is no utility VM: only those have a name.
+    return b"qemu-system" in command[0] and b"-name" in command
 
 
 def _wait_for_emulators(pid: int) -> list[int]:
