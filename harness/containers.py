@@ -21,14 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from harness.errors import GuestError, HarnessError, UsageError
 from harness.gcs.guest import is_not_found
 from harness.gcs.prot import CombinedLayers, Layer
 from harness.guest.oci import complete_process, complete_spec
 from harness.processes import Completed, GuestProcess
-from harness.scsi import MountConfig, ScsiMount
+from harness.scsi import MountConfig, ScsiManager, ScsiMount
 from harness.uvm import UtilityVm
 from snapshotter import Mount
 
@@ -88,6 +88,97 @@ class ContainerConfig:
     spec_changes: Mapping[str, Any] = field(default_factory=dict)
 
 
+class LayerGuest(Protocol):
+    """What a root file system needs of a guest, beside its disks."""
+
+    def add_combined_layers(self, layers: CombinedLayers) -> None:
+        """Mount a container's root; on failure nothing is left in the guest."""
+        ...
+
+    def remove_combined_layers(self, layers: CombinedLayers) -> None:
+        """Unmount a container's root; can be repeated."""
+        ...
+
+
+class ContainerRootfs:
+    """A container's disks and its combined layers in a guest; every release can be repeated."""
+
+    def __init__(self, scsi: ScsiManager, guest: LayerGuest, container_id: str) -> None:
+        self._scsi = scsi
+        self._guest = guest
+        self._id = container_id
+        self._layers: list[ScsiMount] = []
+        self.scratch: ScsiMount | None = None
+        self.combined: CombinedLayers | None = None
+        self.leftover = ""
+        """A directory in the scratch that nobody has removed yet."""
+
+    def build(self, disks: LcowDisks, pod_id: str, *, timeout_s: float) -> None:
+        """Attach, mount and combine. After a failure `unmount` and `release_disks` undo it."""
+        self._acquire_disks(disks, pod_id, timeout_s=timeout_s)
+        self.leftover = self.scratch_directory
+        combined = CombinedLayers(
+            container_id=self._id,
+            container_root_path=f"{_GUEST_ROOT}/{self._id}/rootfs",
+            layers=tuple(Layer(path=layer.guest_path) for layer in self._layers),
+            scratch_path=self.scratch_directory,
+        )
+        # Noted before it is known: after silence the overlay may be there, and must go first.
+        self.combined = combined
+        try:
+            self._guest.add_combined_layers(combined)
+        except GuestError:
+            self.combined = None  # refused, so nothing is left of it
+            raise
+
+    def _acquire_disks(self, disks: LcowDisks, pod_id: str, *, timeout_s: float) -> None:
+        """Attach and mount all disks at the same time; what succeeded is held, even on failure."""
+        holder = f"container {self._id}"
+        acquire = partial(self._scsi.acquire, holder=holder, timeout_s=timeout_s)
+        read_only = MountConfig(read_only=True, options=("ro",))
+        with ThreadPoolExecutor(_DISKS_AT_ONCE, thread_name_prefix=holder) as pool:
+            layers = [
+                pool.submit(acquire, path, read_only=True, mount=read_only) for path in disks.layers
+            ]
+            scratch = None
+            if disks.scratch is not None:
+                scratch = pool.submit(
+                    acquire,
+                    disks.scratch,
+                    read_only=False,
+                    mount=MountConfig(ensure_filesystem=True, filesystem="ext4"),
+                    guest_path=f"{_GUEST_ROOT}/{pod_id}",
+                )
+        self._layers += [layer.result() for layer in layers if layer.exception() is None]
+        if scratch is not None and scratch.exception() is None:
+            self.scratch = scratch.result()
+        for attempt in (*layers, *((scratch,) if scratch else ())):
+            attempt.result()
+
+    @property
+    def scratch_directory(self) -> str:
+        """Where the upper and work directories are in the guest; "" without a scratch."""
+        return f"{self.scratch.guest_path}/scratch/{self._id}" if self.scratch else ""
+
+    @property
+    def path(self) -> str:
+        """The merged root file system's path in the guest; "" once unmounted."""
+        return self.combined.container_root_path if self.combined else ""
+
+    def unmount(self) -> None:
+        """Remove the combined layers, if they are there."""
+        if self.combined is not None:
+            self._guest.remove_combined_layers(self.combined)
+            self.combined = None
+
+    def release_disks(self) -> None:
+        """Give the disks back, waiting once for all."""
+        held = [*([self.scratch] if self.scratch else []), *self._layers]
+        self._scsi.release_all(held)
+        self.scratch = None
+        self._layers.clear()
+
+
 class Container:
     """A container in a utility VM; a context manager that releases it."""
 
@@ -95,11 +186,8 @@ class Container:
         self.id = container_id
         self.init: GuestProcess | None = None
         self._vm = vm
-        self._layers: list[ScsiMount] = []
-        self._scratch: ScsiMount | None = None
-        self._combined: CombinedLayers | None = None
+        self._root = ContainerRootfs(vm.scsi, vm.guest, container_id)
         self._created = False
-        self._leftover = ""
 
     @classmethod
     def start(
@@ -120,7 +208,7 @@ class Container:
         """
         container = cls(vm, container_id)
         try:
-            container._build_rootfs(disks_of(mounts), pod_id or container_id, timeout_s=timeout_s)
+            container._root.build(disks_of(mounts), pod_id or container_id, timeout_s=timeout_s)
             container._create(config, timeout_s=timeout_s)
         except BaseException:
             with contextlib.suppress(HarnessError):
@@ -128,58 +216,20 @@ class Container:
             raise
         return container
 
-    def _build_rootfs(self, disks: LcowDisks, pod_id: str, *, timeout_s: float) -> None:
-        self._acquire_disks(disks, pod_id, timeout_s=timeout_s)
-        scratch_path = self.scratch_directory
-        rootfs = f"{_GUEST_ROOT}/{self.id}/rootfs"
-        self._leftover = scratch_path
-        combined = CombinedLayers(
-            container_id=self.id,
-            container_root_path=rootfs,
-            layers=tuple(Layer(path=layer.guest_path) for layer in self._layers),
-            scratch_path=scratch_path,
-        )
-        self._vm.guest.add_combined_layers(combined)
-        self._combined = combined
-
-    def _acquire_disks(self, disks: LcowDisks, pod_id: str, *, timeout_s: float) -> None:
-        """Attach and mount all disks at the same time; what succeeded is held, even on failure."""
-        holder = f"container {self.id}"
-        acquire = partial(self._vm.scsi.acquire, holder=holder, timeout_s=timeout_s)
-        read_only = MountConfig(read_only=True, options=("ro",))
-        with ThreadPoolExecutor(_DISKS_AT_ONCE, thread_name_prefix=holder) as pool:
-            layers = [
-                pool.submit(acquire, path, read_only=True, mount=read_only) for path in disks.layers
-            ]
-            scratch = None
-            if disks.scratch is not None:
-                scratch = pool.submit(
-                    acquire,
-                    disks.scratch,
-                    read_only=False,
-                    mount=MountConfig(ensure_filesystem=True, filesystem="ext4"),
-                    guest_path=f"{_GUEST_ROOT}/{pod_id}",
-                )
-        self._layers += [layer.result() for layer in layers if layer.exception() is None]
-        if scratch is not None and scratch.exception() is None:
-            self._scratch = scratch.result()
-        for attempt in (*layers, *((scratch,) if scratch else ())):
-            attempt.result()
-
     @property
     def scratch_directory(self) -> str:
         """Where this container's upper and work directories are in the guest; "" without one."""
-        return f"{self._scratch.guest_path}/scratch/{self.id}" if self._scratch else ""
+        return self._root.scratch_directory
 
     @property
     def scratch(self) -> ScsiMount | None:
         """The hold on the scratch disk; None once released, or for a read-only container."""
-        return self._scratch
+        return self._root.scratch
 
     @property
     def rootfs(self) -> str:
         """The merged root file system's path in the guest; "" once released."""
-        return self._combined.container_root_path if self._combined else ""
+        return self._root.path
 
     def _create(self, config: ContainerConfig, *, timeout_s: float) -> None:
         # Microsoft's guest takes a whole specification only, so nothing is left for ours to add.
@@ -248,10 +298,10 @@ class Container:
                 errors.append(error)
 
         attempt(self._stop_quietly)
-        attempt(self._remove_rootfs)
-        if self._combined is None:
+        attempt(self._root.unmount)
+        if self._root.combined is None:
             attempt(self._delete_state)
-            attempt(self._release_disks)
+            attempt(self._root.release_disks)
         if errors:
             raise errors[0]
 
@@ -259,11 +309,6 @@ class Container:
         if self.init is not None:
             self.stop()
             self.init = None
-
-    def _remove_rootfs(self) -> None:
-        if self._combined is not None:
-            self._vm.guest.remove_combined_layers(self._combined)
-            self._combined = None
 
     def _delete_state(self) -> None:
         if self._created:
@@ -273,17 +318,11 @@ class Container:
                 if not is_not_found(error):
                     raise
             self._created = False
-        elif self._leftover:
+        elif self._root.leftover:
             # The container was never created, so no state names the directory that the
             # combined layers made in the shared disk: without this it would stay there.
-            self._vm.processes.start(["/bin/rm", "-rf", self._leftover]).wait()
-        self._leftover = ""
-
-    def _release_disks(self) -> None:
-        held = [*([self._scratch] if self._scratch else []), *self._layers]
-        self._vm.scsi.release_all(held)
-        self._scratch = None
-        self._layers.clear()
+            self._vm.processes.start(["/bin/rm", "-rf", self._root.leftover]).wait()
+        self._root.leftover = ""
 
     def __enter__(self) -> Self:
         return self

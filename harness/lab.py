@@ -8,31 +8,39 @@ killed, and `audit` says what is still there.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from filelock import FileLock, Timeout
 
+from harness.audit import Baseline, mounts_below, store_leftovers
 from harness.cachedir import LABS, TEMPLATES, cache_directory
+from harness.capabilities import Capability, missing
+from harness.diskfiles import DiskFiles, files_in_vhdx
 from harness.errors import HarnessError, InfrastructureError, LeakError, UsageError
+from harness.faults import FaultPlan
+from harness.faults.guest import faulty_connection
+from harness.faults.service import FaultyComputeService
 from harness.hcs.document import ComputeSystem, lcow_document
+from harness.hcs.service import ComputeService
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.kvm import Accelerator, AcceleratorChoice
 from harness.qemu.service import QemuComputeService
+from harness.scsi import DiskClaims
 from harness.uvm import UtilityVm
 from snapshotter import Snapshotter
 from snapshotter.errors import UnavailableError
 from snapshotter.image import ImportedImage, import_image
 
-BACKENDS = ("auto", "qemu")
+BACKENDS = ("auto", "qemu", "model")
 OWNER = "lcowlab"
 _LOCK_FILE = "lock"
 _KEEP_FILE = "keep"
@@ -52,6 +60,20 @@ class LabConfig:
     boot_timeout_s: float = 60.0
     cold: bool = False
     """Boot every utility VM from its first instruction, not as a copy of a saved one."""
+    faults: Mapping[str, str] = field(default_factory=dict)
+    """What is to fail, by boundary, in the grammar of `harness.faults`; anew in each scenario."""
+
+
+class LabService(ComputeService, Protocol):
+    """A compute service of this process."""
+
+    def prepare(self) -> None:
+        """Open what the service itself holds until `close_all`."""
+        ...
+
+    def close_all(self) -> None:
+        """Close every system and the service; may be repeated."""
+        ...
 
 
 class Lab:
@@ -63,17 +85,22 @@ class Lab:
         *,
         directory: Path,
         lock: FileLock,
-        service: QemuComputeService,
+        service: LabService,
         snapshotter: Snapshotter,
-        image: UvmImage,
+        image: UvmImage | None,
         progress: Progress,
     ) -> None:
         self.config = config
         self.directory = directory
-        self.service = service
         self.snapshotter = snapshotter
-        self.image = image
+        self.faults = FaultPlan.parse(config.faults)
+        self.claims = DiskClaims()
         self.keep = False
+        self.owner = OWNER
+        """Whom the systems made from now on belong to: the scenario that runs."""
+        self._image = image
+        self._real_service = service
+        self._baseline = Baseline.take()
         self._lock = lock
         self._progress = progress
         self._vms: list[UtilityVm] = []
@@ -92,10 +119,17 @@ class Lab:
             raise UsageError(
                 f"backend {config.backend} is not known here: choose one of {', '.join(BACKENDS)}"
             )
+        FaultPlan.parse(config.faults)  # wrong words are told before anything is made
         with contextlib.ExitStack() as undo:
-            service = undo.enter_context(_service(config, config.accelerator))
-            service.host_facts()  # without QEMU nothing below is worth its time
-            image = ensure_image(progress=tell)
+            service: LabService
+            image = None
+            if config.backend == "model":
+                service = _open_model()
+                undo.callback(service.close_all)
+            else:
+                service = qemu = undo.enter_context(_service(config, config.accelerator))
+                qemu.host_facts()  # without QEMU nothing below is worth its time
+                image = ensure_image(progress=tell)
             directory, lock = _make_directory(config.root)
             undo.callback(_remove_directory, directory, lock)
             snapshotter = undo.enter_context(Snapshotter.open(directory / "snapshotter"))
@@ -119,12 +153,61 @@ class Lab:
     @property
     def backend(self) -> str:
         """The compute service's name."""
-        return self.service.name
+        return self._real_service.name
+
+    @property
+    def service(self) -> ComputeService:
+        """The compute service, behind the faults of `faults`, now none or some."""
+        return FaultyComputeService(self._real_service, self.faults)
 
     @property
     def host(self) -> HostFacts:
-        """What this host runs utility VMs with."""
-        return self.service.host_facts()
+        """What this host runs utility VMs with. Raises UsageError on a backend that uses none."""
+        return self._qemu().host_facts()
+
+    def _qemu(self) -> QemuComputeService:
+        if not isinstance(self._real_service, QemuComputeService):
+            raise UsageError(f"backend {self.backend} uses nothing of this host")
+        return self._real_service
+
+    @property
+    def image(self) -> UvmImage:
+        """Kernel and initrd of the utility VMs. Raises UsageError on a backend without them."""
+        if self._image is None:
+            raise UsageError(f"backend {self.backend} boots no image")
+        return self._image
+
+    @property
+    def accelerator(self) -> str:
+        """What guest code runs with: `kvm` or `tcg`, or `none` where no guest code runs."""
+        return "none" if self._image is None else self.host.accelerator.value
+
+    def environment(self) -> dict[str, str]:
+        """Return versions and facts that a report states."""
+        if self._image is None:
+            return {"accelerator": "none: the guest's operating system is played"}
+        return {
+            "accelerator": f"{self.accelerator}: {self.host.accelerator_reason}",
+            "qemu": self.host.version,
+            "kernel": self._image.kernel_version,
+            "image": self._image.key,
+        }
+
+    def has(self, capability: Capability) -> bool:
+        """Whether this lab's backend can do something that not every backend can."""
+        return not missing(self.backend, [capability])
+
+    @contextlib.contextmanager
+    def files_on(self, disk: Path) -> Iterator[DiskFiles]:
+        """Open the file system on a disk that no virtual machine has attached."""
+        if sys.platform == "linux":
+            from harness.model.service import ModelComputeService
+
+            if isinstance(self._real_service, ModelComputeService):
+                yield self._real_service.disks.open_files(disk)
+                return
+        with files_in_vhdx(disk) as files:
+            yield files
 
     def demo_image(self) -> ImportedImage:
         """Return the demo image, made and imported at the first call."""
@@ -139,9 +222,9 @@ class Lab:
     def document(self) -> ComputeSystem:
         """Return the HCS document of a utility VM with this lab's image."""
         return lcow_document(
-            owner=OWNER,
-            kernel=str(self.image.vmlinux),
-            initrd=str(self.image.initrd),
+            owner=self.owner,
+            kernel=str(self._image.vmlinux) if self._image else "",
+            initrd=str(self._image.initrd) if self._image else "",
             memory_mb=self.config.memory_mib,
             processors=self.config.processors,
             serial_pipe="console",
@@ -156,11 +239,11 @@ class Lab:
         try:
             vm = self._boot()
         except InfrastructureError as error:
-            if self.config.accelerator != "auto" or self.host.accelerator is not Accelerator.KVM:
+            if self.config.accelerator != "auto" or self.accelerator != Accelerator.KVM:
                 raise
             self._progress(f"no answer on KVM ({error}); going on under emulation")
-            self.service.close_all()
-            self.service = _service(self.config, "tcg")
+            self._real_service.close_all()
+            self._real_service = _service(self.config, "tcg")
             vm = self._boot()
         self._vms.append(vm)
         return vm
@@ -168,12 +251,19 @@ class Lab:
     def prepare_template(self) -> TemplateReport:
         """Return the template of this lab's utility VMs, built where it is missing.
 
-        Raises ComputeServiceError or GuestError: why there is none.
+        Raises ComputeServiceError or GuestError: why there is none; UsageError on a backend that
+        knows no templates.
         """
-        return self.service.prepare_template(self.document())
+        return self._qemu().prepare_template(self.document())
 
     def _boot(self) -> UtilityVm:
-        return UtilityVm.boot(self.service, self.document(), timeout_s=self.config.boot_timeout_s)
+        return UtilityVm.boot(
+            self.service,
+            self.document(),
+            timeout_s=self.config.boot_timeout_s,
+            connect=faulty_connection(self.faults),
+            claims=self.claims,
+        )
 
     def console(self) -> str:
         """Return the last console output of the utility VM booted last."""
@@ -198,30 +288,29 @@ class Lab:
             left = [info for info in left if info not in leaves]
         self.snapshotter.cleanup()
 
+    def begin(self, owner: str) -> None:
+        """Begin a scenario: what it makes belongs to `owner`, faults and the audit begin anew."""
+        self.owner = f"{OWNER}:{owner}"
+        self.faults = FaultPlan.parse(self.config.faults)
+        self._real_service.prepare()
+        self._baseline = Baseline.take()
+
     def audit(self) -> tuple[str, ...]:
         """Return what is still there beside the imported image layers; empty when clean.
 
-        Looks at systems of this lab's service, child processes, attached disks, store rows and
-        directories of the store.
+        Looks at systems of this lab's service with their disks, at emulators below this process,
+        at the sockets, memory files and disk files it holds open, at mounts, and at the rows and
+        directories of the store. What other labs of other processes have is not looked at.
         """
-        found = [
-            f"compute system {system.id} ({system.state}) with {len(system.disks)} disks"
-            for system in self.service.enumerate()
-        ]
-        found += [f"process {pid}: {command}" for pid, command in _emulators_of(os.getpid())]
         layers = {layer.chain_id for image in self._images.values() for layer in image.layers}
-        found += [
-            f"snapshot {info.name}" for info in self.snapshotter.walk() if info.name not in layers
+        found = [
+            f"compute system {system.id} of {system.owner} ({system.state}) with "
+            f"{len(system.disks)} disks"
+            for system in self._real_service.enumerate()
         ]
-        root = self.directory / "snapshotter"
-        known = len(layers)
-        directories = sorted(path.name for path in (root / "snapshots").iterdir())
-        if len(directories) != known:
-            found.append(f"snapshot directories: {', '.join(directories)} for {known} layers")
-        scratch = root / "scratch"
-        if scratch.is_dir():
-            found += [f"scratch {path.name}" for path in scratch.iterdir() if path.is_dir()]
-        found += [f"mount {target}" for target in _mounts_below(self.directory)]
+        found += self._baseline.added()
+        found += store_leftovers(self.snapshotter, self.directory / "snapshotter", layers)
+        found += [f"mount {target}" for target in mounts_below(self.directory)]
         return tuple(found)
 
     def close(self) -> None:
@@ -229,7 +318,7 @@ class Lab:
         with contextlib.ExitStack() as closing:
             closing.callback(self._leave_directory)
             closing.callback(self.snapshotter.close)
-            closing.callback(self.service.close_all)
+            closing.callback(self._real_service.close_all)
             for vm in self._vms:
                 closing.callback(vm.close)
         self._vms.clear()
@@ -286,32 +375,9 @@ def _remove_directory(directory: Path, lock: FileLock) -> None:
         lock.release()
 
 
-def _emulators_of(pid: int) -> list[tuple[int, str]]:
-    """Return (pid, name) of QEMU processes among the descendants of `pid` (Linux)."""
-    children: dict[int, list[tuple[int, str]]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            text = (entry / "stat").read_text()
-        except OSError:
-            continue
-        name = text[text.index("(") + 1 : text.rindex(")")]
-        fields = text[text.rindex(")") + 2 :].split()
-        if fields[0] != "Z":
-            children.setdefault(int(fields[1]), []).append((int(entry.name), name))
-    found: list[tuple[int, str]] = []
-    waiting = [pid]
-    while waiting:
-        for child, name in children.get(waiting.pop(), []):
-            waiting.append(child)
-            if name.startswith("qemu-system"):
-                found.append((child, name))
-    return found
+def _open_model() -> LabService:
+    if sys.platform == "linux":
+        from harness.model.service import ModelComputeService
 
-
-def _mounts_below(directory: Path) -> list[str]:
-    """Return mount points below a directory (Linux; empty elsewhere)."""
-    table = Path("/proc/self/mounts")
-    if not table.exists():
-        return []
-    targets = (line.split()[1] for line in table.read_text().splitlines())
-    return [target for target in targets if target.startswith(f"{directory}/")]
+        return ModelComputeService()
+    raise UsageError("backend model needs Linux: the guest agent runs in this process")

@@ -15,12 +15,13 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -45,7 +46,7 @@ from harness.hcs.service import (
 )
 from harness.hcs.streams import StreamListener, open_listener
 from harness.processes import ProcessStarter
-from harness.scsi import MountConfig, ScsiManager, Slot
+from harness.scsi import DiskClaims, MountConfig, ScsiManager, Slot
 
 BOOT_TIMEOUT_S = 60.0
 _POWER_OFF_TIMEOUT_S = 5.0
@@ -186,6 +187,7 @@ class UtilityVm:
         document: ComputeSystem,
         boot_s: float,
         origin: str = "cold",
+        claims: DiskClaims | None = None,
     ) -> None:
         """`origin` is where the machine comes from: `template`, `migration` or `cold`."""
         self.origin = origin
@@ -201,6 +203,8 @@ class UtilityVm:
             controllers=_scsi_controllers(document),
             # What the document attaches (a root file system, say) is not ours to hand out.
             reserved=[Slot(controller, lun) for controller, lun in document.attachments()],
+            claims=claims,
+            machine=system_id,
         )
         self._closed = False
         self._watch = _CrashWatch(service, system_id, guest)
@@ -213,6 +217,8 @@ class UtilityVm:
         document: ComputeSystem,
         *,
         timeout_s: float = BOOT_TIMEOUT_S,
+        connect: Callable[[socket.socket], GuestClient] | None = None,
+        claims: DiskClaims | None = None,
     ) -> Self:
         """Create and start a system and return once its guest has negotiated the protocol.
 
@@ -232,7 +238,7 @@ class UtilityVm:
             service.start(system_id, timeout_s=timeout_s)
             try:
                 remaining = max(1.0, timeout_s - (time.monotonic() - began))
-                guest = GuestClient.connect(bridge_listener.accept(remaining))
+                guest = (connect or GuestClient.connect)(bridge_listener.accept(remaining))
                 undo.callback(guest.close)
                 guest.negotiate(timeout_s=remaining)
             except (BridgeClosedError, ComputeTimeoutError, GuestError) as error:
@@ -250,6 +256,7 @@ class UtilityVm:
             document=document,
             boot_s=time.monotonic() - began,
             origin=str(made.details.get("from", "cold")),
+            claims=claims,
         )
 
     def __enter__(self) -> Self:

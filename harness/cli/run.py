@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ import typer
 from rich.console import Console
 
 from harness.cli.exit_codes import ExitCode, exit_code_of
+from harness.errors import UsageError
+from harness.faults import FaultPlan
 from harness.lab import BACKENDS, Lab, LabConfig
 from harness.qemu.kvm import AcceleratorChoice
 from harness.report.document import run_document
@@ -20,6 +23,7 @@ from harness.report.html import write_html
 from harness.report.junit import write_junit
 from harness.report.live import LiveView, summary_table
 from harness.scenarios.catalogue import CATALOGUE, select
+from harness.scenarios.parallel import run_parallel
 from harness.scenarios.runner import run_scenarios
 
 DEFAULT_TAG = "core"
@@ -51,6 +55,16 @@ def run(
         bool, typer.Option("--cold", help="Boot each utility VM, where it would be a copy.")
     ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Run everything that often.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="So many scenarios side by side, each in a lab of its own.")
+    ] = 1,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BOUNDARY=SPEC",
+            help="What is to fail, such as guest.create=1*ok->error(0x80004005); repeatable.",
+        ),
+    ] = None,
     keep: Annotated[
         Keep, typer.Option(help="Keep the disks and the store afterwards; the path is printed.")
     ] = Keep.NEVER,
@@ -76,7 +90,17 @@ def run(
         memory_mib=memory,
         processors=processors,
         cold=cold,
+        faults=_faults(fault or ()),
     )
+    if jobs > 1:
+        if keep is not Keep.NEVER:
+            raise UsageError("--keep works with one job only: run the scenario alone to keep it")
+        view = LiveView(console)
+        try:
+            result = run_parallel(config, chosen, jobs=jobs, listeners=[view], repeat=repeat)
+        finally:
+            view.close()
+        return _report(result, report=report, junit=junit, json_=json_, kept=None)
     with Lab.open(config, progress=lambda text: console.print(f"[dim]{text}[/dim]")) as lab:
         view = LiveView(console)
         try:
@@ -85,6 +109,14 @@ def run(
             view.close()
         lab.keep = keep is Keep.ALWAYS or (keep is Keep.FAILED and not _all_passed(result))
         kept = lab.directory if lab.keep else None
+    return _report(result, report=report, junit=junit, json_=json_, kept=kept)
+
+
+def _report(
+    result: RunResult, *, report: Path, junit: Path | None, json_: bool, kept: Path | None
+) -> int:
+    """Write every report that was asked for and return the exit code."""
+    console = Console(stderr=True)
     write_html(result, report / "index.html")
     if junit is not None:
         write_junit(result, junit)
@@ -103,3 +135,17 @@ def _all_passed(result: RunResult) -> bool:
     return not result.leaks and all(
         scenario.outcome is Outcome.PASSED for scenario in result.scenarios
     )
+
+
+def _faults(given: Sequence[str]) -> dict[str, str]:
+    """Return specifications by boundary. Raises UsageError, FaultSyntaxError."""
+    faults: dict[str, str] = {}
+    for text in given:
+        boundary, separator, spec = text.partition("=")
+        if not separator:
+            raise UsageError(f"--fault {text}: expected BOUNDARY=SPEC")
+        if boundary in faults:
+            raise UsageError(f"--fault {boundary} is given twice: join the terms with ->")
+        faults[boundary] = spec
+    FaultPlan.parse(faults)
+    return faults

@@ -22,16 +22,30 @@ def list_(
     tag: Annotated[list[str] | None, typer.Option(help="Only those with this tag.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """List every scenario with its tags."""
+    """List every scenario with its tags and the backends that run it."""
     chosen = select(CATALOGUE, tags=tuple(tag or ()))
     if json_:
-        rows = [{"name": s.name, "summary": s.summary, "tags": list(s.tags)} for s in chosen]
+        rows = [
+            {
+                "name": s.name,
+                "summary": s.summary,
+                "tags": list(s.tags),
+                "needs": [str(need) for need in s.needs],
+                "backends": list(s.backends()),
+            }
+            for s in chosen
+        ]
         json.dump({"schema": "lcowlab.scenarios/1", "scenarios": rows}, sys.stdout, indent=2)
         sys.stdout.write("\n")
         return
-    table = Table("scenario", "tags", "what it proves")
+    table = Table("scenario", "tags", "runs on", "what it proves")
     for scenario in chosen:
-        table.add_row(scenario.name, ", ".join(scenario.tags), scenario.summary)
+        table.add_row(
+            scenario.name,
+            ", ".join(scenario.tags),
+            ", ".join(scenario.backends()),
+            scenario.summary,
+        )
     Console().print(table)
 
 
@@ -41,5 +55,7 @@ def show(name: str) -> None:
     (scenario,) = select(CATALOGUE, names=[name])
     console = Console()
     console.print(f"[bold]{scenario.name}[/bold]: {scenario.summary}")
-    console.print(f"tags: {', '.join(scenario.tags)}\n")
+    console.print(f"tags: {', '.join(scenario.tags)}")
+    console.print(f"needs: {', '.join(scenario.needs) or 'nothing special'}")
+    console.print(f"runs on: {', '.join(scenario.backends())}\n")
     console.print(inspect.getsource(scenario.body), markup=False, highlight=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from harness.errors import GuestError, ProtocolError
-from harness.gcs.bridge import DEFAULT_TIMEOUT_S, Bridge
+from harness.gcs.bridge import DEFAULT_TIMEOUT_S, Bridge, PendingCall
 from harness.gcs.codec import MessageError, from_json, to_json
 from harness.gcs.prot import (
     INFINITE,
@@ -61,10 +61,59 @@ def is_not_found(error: GuestError) -> bool:
     return error.hresult in (HResult.NOT_FOUND, HResult.SYSTEM_NOT_FOUND)
 
 
+class GuestBridge(Protocol):
+    """What the client needs of a bridge; `harness.gcs.bridge.Bridge` is the real one."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the bridge is closed."""
+        ...
+
+    def close(self) -> None:
+        """Close the bridge; may be repeated."""
+        ...
+
+    def kill(self, cause: Exception) -> None:
+        """Close the bridge for a reason that everybody who waits gets to know."""
+        ...
+
+    def send(
+        self,
+        request: Request,
+        message: object | None = None,
+        *,
+        container_id: str = NULL_ID,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    ) -> PendingCall:
+        """Send a request and return what to wait on."""
+        ...
+
+    def call(
+        self,
+        request: Request,
+        message: object | None = None,
+        *,
+        container_id: str = NULL_ID,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    ) -> Mapping[str, object]:
+        """Return the answer's JSON object."""
+        ...
+
+    def expect_notifications(self, container_id: str) -> None:
+        """Keep the container's notifications."""
+        ...
+
+    def wait_notification(
+        self, container_id: str, *, timeout_s: float | None = None
+    ) -> ContainerNotification:
+        """Return the container's first notification."""
+        ...
+
+
 class GuestClient:
     """The guest of one utility VM. Use it as a context manager, or close it."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: GuestBridge) -> None:
         self._bridge = bridge
         self._capabilities: Capabilities | None = None
 
@@ -88,7 +137,7 @@ class GuestClient:
         self._bridge.close()
 
     @property
-    def bridge(self) -> Bridge:
+    def bridge(self) -> GuestBridge:
         """The bridge below."""
         return self._bridge
 

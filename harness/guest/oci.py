@@ -77,5 +77,10 @@ def complete_spec(spec: Mapping[str, Any], *, root: str) -> dict[str, Any]:
         ]
     linux = dict(spec.get("linux") or {})
     linux.setdefault("namespaces", [{"type": kind} for kind in _NAMESPACES])
+    # Without a rule the device cgroup stays open, and a container may mknod the disk of its own
+    # scratch, which others share. crun itself lets the usual devices through (null, zero, tty …).
+    resources = dict(linux.get("resources") or {})
+    resources.setdefault("devices", [{"allow": False, "access": "rwm"}])
+    linux["resources"] = resources
     full["linux"] = linux
     return full

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harness.qemu.kvm import AcceleratorChoice
 
 _GUEST_FIXTURES = frozenset({"lab", "uvm", "make_uvm"})
-BACKENDS = ("auto", "qemu")
+BACKENDS = ("auto", "qemu", "model")
 ACCELERATORS: tuple[AcceleratorChoice, ...] = ("auto", "kvm", "tcg")
 Choice = TypeVar("Choice", bound=str)
 
@@ -41,8 +41,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "qemu: needs a utility VM on QEMU")
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """Mark every test that uses a utility VM, so that `-m "not qemu"` leaves it out."""
+    if backend(config) == "model":
+        return
     for item in items:
         if _GUEST_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("qemu")

@@ -78,6 +78,10 @@ class QemuComputeService:
                 self._facts = read_host_facts(program=self._program, accelerator=self._accelerator)
             return self._facts
 
+    def prepare(self) -> None:
+        """Open what the service itself holds until `close_all`: thread, sockets, directory."""
+        self._open()
+
     def create(self, system_id: str, document: ComputeSystem) -> SystemProperties:
         """Create a system: QEMU with its disks attached, paused. On failure nothing is left.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +20,12 @@ from harness.hcs.service import (
     SystemState,
 )
 from harness.qemu.clones import ReadyMachine
+from harness.qemu.fullvolume import FullVolume
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.loop import IoLoop
 from harness.qemu.machine import Machine
 from harness.qemu.ports import PortTable
-from harness.qemu.qmp import QmpCommand, QmpEvent
+from harness.qemu.qmp import QmpCommand, QmpError, QmpEvent
 from harness.qemu.slots import INVALID_STATE, SlotTable
 from harness.qemu.supervisor import describe_exit
 from harness.qemu.translate import (
@@ -39,6 +41,7 @@ ReportEvent = Callable[[EventType, Mapping[str, Any]], None]
 _HCS_E_UNEXPECTED_EXIT: Final = -1070137082  # 0xC0370106 as the int32 of the exit document
 _HCS_E_TERMINATED: Final = -1070137081  # 0xC0370107
 _LAST_WORDS_S: Final = 1.0
+_RESUME_S: Final = 10.0
 _OUTPUT_SHOWN: Final = 2000
 
 
@@ -63,6 +66,7 @@ class QemuSystem:
         self._ready = ready
         self._host = host
         self._report = report
+        self._full_volume = FullVolume(self._resume)
         self._machine = ready.machine
         self._slots = SlotTable(self._machine.qmp, controllers=self._machine.plan.controllers)
         self._ports = PortTable(loop, directory, gcs=self._machine.gcs, stdio=self._machine.stdio)
@@ -214,7 +218,12 @@ class QemuSystem:
 
     # -- in the I/O thread -----------------------------------------------------------------------
 
+    def _resume(self) -> None:
+        with contextlib.suppress(ComputeServiceError, QmpError):  # it may have ended meanwhile
+            self._machine.qmp.execute(QmpCommand("cont"), deadline=deadline_after(_RESUME_S))
+
     def _qmp_event(self, event: QmpEvent) -> None:
+        self._full_volume.event(event)
         if event.name == "SHUTDOWN":
             self._shutdown_reason = str(event.data.get("reason", ""))
 

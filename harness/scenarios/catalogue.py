@@ -6,10 +6,20 @@ import difflib
 from collections.abc import Sequence
 
 from harness.errors import UsageError
+from harness.scenarios import crashes, disks, failures, isolation, scratch_life, space
 from harness.scenarios.scenario import Scenario
 from harness.scenarios.shared_scratch import SHARED_SCRATCH, SHARED_SCRATCH_CRASH
 
-CATALOGUE: tuple[Scenario, ...] = (SHARED_SCRATCH, SHARED_SCRATCH_CRASH)
+CATALOGUE: tuple[Scenario, ...] = (
+    SHARED_SCRATCH,
+    SHARED_SCRATCH_CRASH,
+    *scratch_life.SCENARIOS,
+    *disks.SCENARIOS,
+    *crashes.SCENARIOS,
+    *failures.SCENARIOS,
+    *space.SCENARIOS,
+    *isolation.SCENARIOS,
+)
 
 
 def select(

@@ -8,10 +8,11 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 
+from harness.capabilities import missing
 from harness.lab import Lab
 from harness.report.events import Outcome, RunListener, RunResult, ScenarioResult
 from harness.scenarios.outcome import outcome_of, reason_for
-from harness.scenarios.scenario import Scenario, ScenarioContext
+from harness.scenarios.scenario import Scenario, ScenarioContext, SkipScenario
 
 
 def run_scenarios(
@@ -29,7 +30,7 @@ def run_scenarios(
     plan = [scenario for _ in range(repeat) for scenario in scenarios]
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     began = time.monotonic()
-    backend, accelerator = lab.backend, lab.host.accelerator.value
+    backend, accelerator = lab.backend, lab.accelerator
     for listener in listeners:
         listener.run_started(
             [scenario.name for scenario in plan], backend=backend, accelerator=accelerator
@@ -39,15 +40,13 @@ def run_scenarios(
     interrupted = False
     for scenario in plan:
         if interrupted:
-            results.append(_skipped(scenario))
-        else:
+            results.append(skipped(scenario, "the run was interrupted"))
             for listener in listeners:
-                listener.scenario_started(scenario.name, scenario.summary)
-            result, left, interrupted = _run_one(lab, scenario, listeners)
+                listener.scenario_finished(results[-1])
+        else:
+            result, left, interrupted = run_scenario(lab, scenario, listeners=listeners)
             results.append(result)
             leaks += [f"{scenario.name}: {leak}" for leak in left]
-        for listener in listeners:
-            listener.scenario_finished(results[-1])
     run = RunResult(
         backend=backend,
         accelerator=accelerator,
@@ -55,7 +54,7 @@ def run_scenarios(
         duration_s=time.monotonic() - began,
         scenarios=tuple(results),
         leaks=tuple(leaks),
-        environment=_environment(lab),
+        environment=environment_of(lab),
         interrupted=interrupted,
     )
     for listener in listeners:
@@ -63,9 +62,30 @@ def run_scenarios(
     return run
 
 
-def _run_one(
+def run_scenario(
+    lab: Lab, scenario: Scenario, *, listeners: Sequence[RunListener] = ()
+) -> tuple[ScenarioResult, tuple[str, ...], bool]:
+    """Run one scenario and return its result, what it left behind, and whether it was interrupted.
+
+    What is left is attributed to the scenario: the lab looks at what came since its beginning.
+    """
+    for listener in listeners:
+        listener.scenario_started(scenario.name, scenario.summary)
+    leaks: tuple[str, ...] = ()
+    interrupted = False
+    if reason := missing(lab.backend, scenario.needs):
+        result = skipped(scenario, reason)
+    else:
+        result, leaks, interrupted = _run_body(lab, scenario, listeners)
+    for listener in listeners:
+        listener.scenario_finished(result)
+    return result, leaks, interrupted
+
+
+def _run_body(
     lab: Lab, scenario: Scenario, listeners: Sequence[RunListener]
 ) -> tuple[ScenarioResult, tuple[str, ...], bool]:
+    lab.begin(scenario.name)
     context = ScenarioContext(scenario.name, lab, listeners)
     began = time.monotonic()
     outcome, reason = Outcome.PASSED, None
@@ -75,11 +95,13 @@ def _run_one(
         scenario.body(context)
         # A scenario that passed has taken everything down itself: what is here now is a leak.
         leaks = lab.audit()
+    except SkipScenario as skip:
+        outcome, reason = Outcome.SKIPPED, str(skip)
     except KeyboardInterrupt as error:
         outcome, reason, interrupted = Outcome.ERROR, reason_for(error), True
     except Exception as error:  # noqa: BLE001 - the boundary: whatever a body raises is its outcome
         outcome, reason = outcome_of(error), reason_for(error)
-    console = lab.console() if outcome is not Outcome.PASSED else ""
+    console = "" if outcome in (Outcome.PASSED, Outcome.SKIPPED) else lab.console()
     if outcome is not Outcome.PASSED or leaks:
         try:
             lab.reset()
@@ -101,29 +123,32 @@ def _run_one(
     return result, leaks, interrupted
 
 
-def _skipped(scenario: Scenario) -> ScenarioResult:
+def skipped(scenario: Scenario, reason: str) -> ScenarioResult:
+    """Return the result of a scenario that did not run."""
     return ScenarioResult(
         name=scenario.name,
         summary=scenario.summary,
         tags=scenario.tags,
         outcome=Outcome.SKIPPED,
-        reason="the run was interrupted",
+        reason=reason,
         duration_s=0.0,
     )
 
 
 def _repro(lab: Lab, scenario: Scenario) -> str:
     command = ["lcowlab", "run", scenario.name, "--backend", lab.backend]
-    command += ["--accelerator", lab.host.accelerator.value, "--keep", "failed"]
+    if lab.backend == "qemu":
+        command += ["--accelerator", lab.accelerator]
+    for boundary, spec in lab.config.faults.items():
+        command += ["--fault", f"{boundary}={spec}"]
+    command += ["--keep", "failed"]
     return shlex.join(command)
 
 
-def _environment(lab: Lab) -> Mapping[str, str]:
+def environment_of(lab: Lab) -> Mapping[str, str]:
+    """Return versions and facts that a report of a run in this lab states."""
     return {
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
-        "accelerator": f"{lab.host.accelerator.value}: {lab.host.accelerator_reason}",
-        "qemu": lab.host.version,
-        "kernel": lab.image.kernel_version,
-        "image": lab.image.key,
+        **lab.environment(),
     }

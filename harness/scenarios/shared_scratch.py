@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.containers import Container, ContainerConfig, disks_of
+from harness.lab import Lab
 from harness.scenarios.scenario import Scenario, ScenarioContext
 from harness.uvm import UtilityVm
 from snapshotter import Mount
 from snapshotter.errors import NotFoundError
-from snapshotter.ext4.reader import Ext4
 from snapshotter.image import ImportedImage
 from snapshotter.labels import OWNER_KEY, REUSE_SCRATCH
-from snapshotter.vhdx import VhdxDisk
 
 POD = "pod"
 WORKLOADS = ("c1", "c2", "c3")
@@ -147,7 +146,7 @@ def _shared_scratch(context: ScenarioContext) -> None:
         vm.close()
     with context.step("no container's directory is left in the disk"):
         context.check_equal(
-            "directories under scratch/", _scratch_directories(prepared.scratch), []
+            "directories under scratch/", scratch_directories(lab, prepared.scratch), []
         )
     with context.step("remove the snapshots"):
         _remove_snapshots(context, WORKLOADS)
@@ -207,10 +206,9 @@ def _remove_snapshots(context: ScenarioContext, names: Sequence[str]) -> None:
     context.lab.snapshotter.cleanup()
 
 
-def _scratch_directories(scratch: Path) -> list[str]:
+def scratch_directories(lab: Lab, scratch: Path) -> list[str]:
     """Return what the disk has under `scratch/`, read from the host without a virtual machine."""
-    with VhdxDisk.open(scratch) as disk:
-        files = Ext4.open(disk)
+    with lab.files_on(scratch) as files:
         try:
             return files.listdir("/scratch")
         except NotFoundError:
@@ -261,8 +259,7 @@ def _shared_scratch_crash(context: ScenarioContext) -> None:
 
 
 def _check_markers(context: ScenarioContext, scratch: Path, markers: Mapping[str, str]) -> None:
-    with VhdxDisk.open(scratch) as disk:
-        files = Ext4.open(disk)
+    with context.lab.files_on(scratch) as files:
         for name, marker in markers.items():
             found = files.read(f"/scratch/{name}/upper{_MARKER}").decode().strip()
             context.check_equal(f"marker of {name} in the disk", found, marker)

@@ -1,6 +1,7 @@
 """Reference-counted SCSI disks of a utility VM: start at `harness.scsi.manager`."""
 
 from harness.scsi.attachments import AttachmentState
+from harness.scsi.claims import DiskClaims
 from harness.scsi.identity import Disk, DiskIdentity, identify
 from harness.scsi.machine import ScsiGuest, ScsiHost
 from harness.scsi.manager import ScsiManager, ScsiMount
@@ -13,6 +14,7 @@ __all__ = [
     "AttachmentInfo",
     "AttachmentState",
     "Disk",
+    "DiskClaims",
     "DiskIdentity",
     "MountConfig",
     "MountInfo",

@@ -17,7 +17,7 @@ is on the record, in doubt after it ended without an answer::
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -91,7 +91,10 @@ class AttachmentTable:
         guest: ScsiGuest,
         slots: SlotTable,
         mounts: MountTable,
+        *,
+        on_forgotten: Callable[[Disk], None],
     ) -> None:
+        self._on_forgotten = on_forgotten
         self._monitor = monitor
         self._host = host
         self._guest = guest
@@ -196,6 +199,7 @@ class AttachmentTable:
             if attachment.operation is not None:
                 attachment.operation.finish(None)
                 attachment.operation = None
+            self._on_forgotten(attachment.disk)
         self._by_identity.clear()
 
     def _eject(self, attachment: Attachment, *, by: str) -> BaseException | None:
@@ -260,6 +264,7 @@ class AttachmentTable:
         attachment.members.clear()
         if self._by_identity.get(attachment.disk.identity) is attachment:
             del self._by_identity[attachment.disk.identity]
+            self._on_forgotten(attachment.disk)
             self._slots.give_back(attachment.slot)
 
 

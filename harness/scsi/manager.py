@@ -36,6 +36,7 @@ from typing import Self
 
 from harness.errors import DiskError, NoSlotError, UsageError
 from harness.scsi.attachments import Attachment, AttachmentState, AttachmentTable
+from harness.scsi.claims import DiskClaims
 from harness.scsi.identity import Disk, identify
 from harness.scsi.machine import ScsiGuest, ScsiHost
 from harness.scsi.mountconfig import MountConfig, clean_guest_path
@@ -130,11 +131,18 @@ class ScsiManager:
         *,
         controllers: int = MAX_CONTROLLERS,
         reserved: Collection[Slot] = (),
+        claims: DiskClaims | None = None,
+        machine: str = "",
     ) -> None:
+        """`claims` are those of every machine that may meet this one's disks, by name."""
+        self._claims = DiskClaims() if claims is None else claims
+        self._machine = machine
         self._monitor = Monitor()
         self._slots = SlotTable(controllers=controllers, reserved=reserved)
         self._mounts = MountTable(self._monitor, guest)
-        self._attachments = AttachmentTable(self._monitor, host, guest, self._slots, self._mounts)
+        self._attachments = AttachmentTable(
+            self._monitor, host, guest, self._slots, self._mounts, on_forgotten=self._give_back
+        )
 
     def acquire(
         self,
@@ -258,7 +266,27 @@ class ScsiManager:
             if attachment.state is AttachmentState.ATTACHED:
                 return
 
+    def _give_back(self, disk: Disk) -> None:
+        self._claims.give_back(disk, machine=self._machine)
+
+    def _describe(self, disk: Disk) -> str:
+        """Return who holds a disk here, for another machine's refusal.
+
+        Without the lock: the other machine has its own, and two would be taken in either order.
+        """
+        attachment = self._attachments.find(disk)
+        return "held by nobody" if attachment is None else describe_holders(attachment.members)
+
     def _reserve_slot(self, disk: Disk, *, read_only: bool, doing: str) -> Attachment:
+        self._claims.take(disk, machine=self._machine, read_only=read_only, holders=self._describe)
+        try:
+            return self._reserve_free_slot(disk, read_only=read_only, doing=doing)
+        except BaseException:
+            if self._attachments.find(disk) is None:
+                self._give_back(disk)
+            raise
+
+    def _reserve_free_slot(self, disk: Disk, *, read_only: bool, doing: str) -> Attachment:
         attachment = self._attachments.reserve(disk, read_only=read_only)
         if attachment is None:
             self._reclaim(by="an acquire that needs a slot")

@@ -52,9 +52,10 @@ def _is_machine(pid: int) -> bool:
     """Whether it is a QEMU that runs a utility VM: probes start QEMU, too."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return b"qemu-system" in command[0] and b"-uuid" in command
     except OSError:
         return False
+    # A question such as `qemu-system-x86_64 --version` is no utility VM: only those have a name.
+    return b"qemu-system" in command[0] and b"-name" in command
 
 
 def _wait_for_emulators(pid: int) -> list[int]:

@@ -223,10 +223,18 @@ def test_what_a_specification_says_is_never_changed() -> None:
         },
         "root": {"path": "/r", "readonly": True},
         "mounts": [],
-        "linux": {"namespaces": [], "cgroupsPath": "/p/c"},
+        "linux": {"namespaces": [], "cgroupsPath": "/p/c", "resources": {"devices": []}},
         "hostname": "h",
     }
     assert complete_spec(spec, root="/other") == spec
+
+
+def test_a_container_gets_no_device_that_its_specification_does_not_give_it() -> None:
+    spec = complete_spec({"linux": {"resources": {"memory": {"limit": 1}}}}, root="/r")
+    assert spec["linux"]["resources"] == {
+        "memory": {"limit": 1},
+        "devices": [{"allow": False, "access": "rwm"}],
+    }
 
 
 def test_a_process_inherits_from_the_init_but_for_its_command_and_terminal() -> None:

@@ -1,0 +1,444 @@
+"""The operating system of a model's guest: what `harness.guest.agent` needs, played in memory.
+
+Disks, mounts, overlays and processes follow Linux's rules as far as the agent and the scenarios
+can tell: a mount in use is EBUSY, a disk has one device, an overlay keeps its layers. Containers
+are processes with a namespace of their own; crun is played.
+"""
+
+# ruff: noqa: E402 - the assertion below comes first on purpose
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from harness.guest.disks import APPEAR_S
+from harness.guest.system import MS_BIND, MS_RDONLY, MS_REMOUNT, ChildStdio, Connection, RunResult
+from harness.model.applets import APPLETS
+from harness.model.disks import ModelDisk
+from harness.model.files import FileSystem, Kind, Node, Tree, directory
+from harness.model.namespace import Mounted, Namespace
+from harness.model.overlay import Branch, Overlay
+from harness.model.process import Descriptor, Process, Streams, environment
+from harness.model.shell import find_program, run_command
+
+_SCSI: Final = "/sys/bus/scsi/devices"
+_DEV: Final = ("null", "zero", "full", "random", "urandom", "tty")
+_EXT4_MAGIC_AT: Final = 1024 + 56
+_EXT4_MAGIC: Final = b"\x53\xef"
+_FOLDERS: Final = (
+    "bin", "dev", "etc", "proc", "root", "run", "run/mounts", "run/mounts/scsi", "sbin", "sys",
+    "sys/bus", "sys/bus/scsi", "sys/bus/scsi/devices", "tmp", "usr", "usr/bin",
+)  # fmt: skip
+
+assert APPEAR_S > 0, "a disk appears at once here: the agent's waiting never shows"
+
+
+class ModelGuestOs:
+    """Implements `harness.guest.system.GuestSystem`."""
+
+    def __init__(self, *, dial: Callable[[int], Connection], power_off: Callable[[], None]) -> None:
+        self._dial = dial
+        self._power_off = power_off
+        self.lock = threading.RLock()
+        self._pids = itertools.count(100)
+        self._names = itertools.count()
+        self._disks: dict[str, ModelDisk] = {}
+        self._slots: dict[tuple[int, int], str] = {}
+        self._processes: list[Process] = []
+        self._containers: dict[str, Process] = {}
+        self.namespace = Namespace(Mounted("/", _root(), "rootfs", "rootfs", (0, 2)))
+        self.namespace.generated["/proc/self/mountinfo"] = self.namespace.mountinfo
+
+    # -- the hardware ----------------------------------------------------------------------------
+
+    def plug(self, controller: int, lun: int, disk: ModelDisk) -> None:
+        """Have a disk appear."""
+        with self.lock:
+            name = f"sd{_letters(next(self._names))}"
+            self._disks[name] = disk
+            self._slots[controller, lun] = name
+            base = f"{_SCSI}/{controller}:0:0:{lun}"
+            for path in (base, f"{base}/block", f"{base}/block/{name}"):
+                self.namespace.put(path, directory())
+            self.namespace.put(f"/dev/{name}", Node(Kind.BLOCK, 0o600))
+
+    def unplug(self, controller: int, lun: int) -> None:
+        """Take a disk away, let go of or not."""
+        with self.lock:
+            name = self._slots.pop((controller, lun), None)
+            if name is not None:
+                self._forget(controller, lun, name)
+
+    def crash(self) -> None:
+        """Stop at once: every process is gone and nothing more is written."""
+        with self.lock:
+            for process in self._processes:
+                process.kill_all()
+
+    def _forget(self, controller: int, lun: int, name: str) -> None:
+        self._disks.pop(name, None)
+        for path in (f"{_SCSI}/{controller}:0:0:{lun}", f"/dev/{name}"):
+            if self.namespace.find(path) is not None:
+                self.namespace.remove(path)
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def exists(self, path: str) -> bool:
+        """Whether there is something at `path`; links are not followed."""
+        with self.lock:
+            return self.namespace.find(path, follow=False) is not None
+
+    def is_mount_point(self, path: str) -> bool:
+        """Whether something is mounted at `path`."""
+        with self.lock:
+            return self.namespace.mount_at(path) is not None
+
+    def mounts_below(self, path: str) -> Sequence[str]:
+        """Return the mount points strictly below `path`, the latest first."""
+        with self.lock:
+            targets = [mount.target for mount in reversed(self.namespace.mounts)]
+            return [target for target in targets if target.startswith(path + "/")]
+
+    def list_dir(self, path: str) -> Sequence[str]:
+        """Return the names in a directory."""
+        with self.lock:
+            return self.namespace.names(path)
+
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes of a file or device at `offset`."""
+        with self.lock:
+            disk = self._disks.get(path.removeprefix("/dev/"))
+            if disk is not None:
+                return _EXT4_MAGIC[:size] if disk.files is not None else bytes(size)
+            return self.namespace.read(path)[offset : offset + size]
+
+    def write_file(self, path: str, data: bytes) -> None:
+        """Write a file, or an attribute of sysfs."""
+        with self.lock:
+            device = path.removesuffix("/delete")
+            if device == path or not path.startswith(f"{_SCSI}/"):
+                self.namespace.write(path, data)
+                return
+            controller, _, _, lun = (int(part) for part in os.path.basename(device).split(":"))
+            name = self._slots.pop((controller, lun), None)
+            if name is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            self._forget(controller, lun, name)
+
+    def make_dirs(self, path: str, mode: int) -> bool:
+        """Make a directory and its parents; whether `path` itself is new."""
+        with self.lock:
+            at, new = "", False
+            for part in [part for part in path.split("/") if part]:
+                at += f"/{part}"
+                new = self.namespace.find(at) is None
+                if new:
+                    self.namespace.make_directory(at, mode if at == path else 0o755)
+            return new
+
+    def remove_file(self, path: str) -> None:
+        """Remove a file or link; missing is fine."""
+        with self.lock:
+            if self.namespace.find(path, follow=False) is not None:
+                self.namespace.remove(path)
+
+    def remove_dir(self, path: str) -> bool:
+        """Remove an empty directory; False if it is not empty or busy; missing is fine."""
+        with self.lock:
+            if self.namespace.find(path) is None:
+                return True
+            if self.namespace.mount_at(path) is not None or self.namespace.names(path):
+                return False
+            self.namespace.remove(path)
+            return True
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a directory and all in it; missing is fine, a mount point in it an error."""
+        with self.lock:
+            if self.namespace.find(path, follow=False) is not None:
+                self.namespace.remove(path)
+
+    def symlink(self, path: str, target: str) -> None:
+        """Make `path` a link to `target`."""
+        with self.lock:
+            if self.namespace.find(path, follow=False) is not None:
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            self.namespace.put(path, Node(Kind.LINK, 0o777, target=target))
+
+    # -- mounts ----------------------------------------------------------------------------------
+
+    def mount(self, source: str, target: str, fstype: str, flags: int, data: str) -> None:
+        """Mount something; the arguments of the system call. `data` is not looked at."""
+        del data
+        with self.lock:
+            if not source:
+                self._change(target, flags)
+                return
+            self.namespace.need(target)
+            if flags & MS_BIND:
+                tree = Overlay([self._branch(source)], None)
+                below, _ = self.namespace.owner(source)
+                self.namespace.mounts.append(
+                    Mounted(target, tree, below.source, below.fstype, below.device)
+                )
+                return
+            name = source.removeprefix("/dev/")
+            disk = self._disks.get(name)
+            if disk is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+            if disk.files is None or fstype != "ext4":
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), source)
+            if disk.read_only and not flags & MS_RDONLY:
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES), source)
+            files: Tree = disk.files
+            if flags & MS_RDONLY:
+                files = Overlay([Branch(files, "/")], None)
+            device = (8, 16 * (ord(name[-1]) - ord("a")))
+            self.namespace.mounts.append(Mounted(target, files, source, fstype, device, name))
+
+    def _change(self, target: str, flags: int) -> None:
+        """Remount or change the propagation: only read-only makes a difference here."""
+        mount = self.namespace.mount_at(target)
+        if mount is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), target)
+        if flags & MS_REMOUNT and flags & MS_RDONLY and not mount.tree.read_only:
+            raise OSError(errno.ENOSYS, "the model remounts nothing that can be written to")
+
+    def mount_overlay(
+        self, target: str, lower: Sequence[str], *, upper: str | None, work: str | None
+    ) -> None:
+        """Mount an overlay, the first of `lower` topmost, of any number of layers."""
+        with self.lock:
+            self.namespace.need(target)
+            top = None
+            if upper is not None and work is not None:
+                self.namespace.need(work)
+                top = self._branch(upper)
+            tree = Overlay([self._branch(path) for path in lower], top)
+            number = len(self.namespace.mounts) + 30
+            self.namespace.mounts.append(Mounted(target, tree, "overlay", "overlay", (0, number)))
+
+    def _branch(self, path: str) -> Branch:
+        self.namespace.need(path)
+        mount, inside = self.namespace.owner(path)
+        return Branch(mount.tree, inside)
+
+    def unmount(self, target: str) -> None:
+        """Unmount the topmost mount; EINVAL when nothing is mounted, EBUSY when in use."""
+        with self.lock:
+            if self.namespace.find(target) is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), target)
+            mount = self.namespace.mount_at(target)
+            if mount is None:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), target)
+            if self.mounts_below(target) or any(self._uses(p, target) for p in self._alive()):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), target)
+            mount.tree.sync()
+            self.namespace.mounts.remove(mount)
+
+    @staticmethod
+    def _uses(process: Process, target: str) -> bool:
+        # A container's own mount namespace holds no mount of the utility VM's.
+        return process.rootfs == "/" and (
+            process.cwd == target or process.cwd.startswith(target + "/")
+        )
+
+    def _alive(self) -> list[Process]:
+        self._processes = [each for each in self._processes if each.exit_code is None]
+        return self._processes
+
+    # -- processes -------------------------------------------------------------------------------
+
+    def find_program(self, name: str, *, path: str) -> str | None:
+        """Return the executable that `name` means, looked up in the directories of `path`."""
+        with self.lock:
+            for folder in [""] if "/" in name else path.split(":"):
+                full = f"{folder}/{name}" if folder else name
+                if self.namespace.find(full) is not None:
+                    return full
+        return None
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str,
+        env: Mapping[str, str],
+        stdio: ChildStdio,
+        terminal: bool,
+    ) -> Process:
+        """Start a process of the utility VM; a terminal is a stream like any other here."""
+        del terminal
+        with self.lock:
+            self.namespace.names(cwd)
+        return self._start(argv, self.namespace, env, cwd, stdio)
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        namespace: Namespace,
+        env: Mapping[str, str],
+        cwd: str,
+        stdio: ChildStdio,
+        *,
+        container: str = "",
+        init: bool = False,
+    ) -> Process:
+        # The caller closes its own descriptors; the process has copies.
+        own = tuple(os.dup(fd) for fd in (stdio.stdin, stdio.stdout, stdio.stderr))
+        streams = Streams(*(Descriptor(fd) for fd in own))
+        pid = next(self._pids)
+        process = Process(
+            pid, namespace, streams, dict(env), cwd, tuple(argv), self.lock, self._pids,
+            rootfs=container or "/", shown_pid=1 if init else pid,
+        )  # fmt: skip
+        with self.lock:
+            self._alive().append(process)
+        process.start(run_command, descriptors=own)
+        return process
+
+    def adopt(self, argv: Sequence[str], *, pid_file: str, stdio: ChildStdio) -> Process | int:
+        """Play `crun run` and `crun exec`: the process they leave behind, or their exit code."""
+        del pid_file
+        arguments = list(argv)
+        container = arguments[-1]
+
+        def option(name: str) -> str:
+            return arguments[arguments.index(name) + 1]
+
+        with self.lock:
+            init = "run" in arguments
+            if init:
+                spec = json.loads(self.namespace.read(f"{option('--bundle')}/config.json"))
+                process = spec["process"]
+                namespace = self._container_namespace(spec["root"]["path"])
+            else:
+                process = json.loads(self.namespace.read(option("--process")))
+                running = self._containers.get(container)
+                if running is None or running.exit_code is not None:
+                    self.namespace.write(option("--log"), b"the container is not running\n")
+                    return 1
+                namespace = running.namespace
+            env = environment(process.get("env", []))
+            cwd = process.get("cwd", "/")
+            probe = Process(
+                0, namespace, Streams(_NOTHING, _NOTHING, _NOTHING), env, cwd, (), self.lock,
+                self._pids,
+            )  # fmt: skip
+            name = process["args"][0]
+            if find_program(probe, name) is None:
+                text = f"executable file `{name}` not found in $PATH: No such file or directory\n"
+                self.namespace.write(option("--log"), text.encode())
+                return 1
+        started = self._start(
+            process["args"], namespace, env, cwd, stdio, container=container, init=init
+        )
+        if init:
+            self._containers[container] = started
+        return started
+
+    def _container_namespace(self, rootfs: str) -> Namespace:
+        """Return the namespace of a new container: its root, and what every container has."""
+        mount = self.namespace.mount_at(rootfs)
+        if mount is None:
+            raise OSError(errno.EINVAL, "the root of a container is no mount", rootfs)
+        namespace = Namespace(Mounted("/", mount.tree, mount.source, mount.fstype, mount.device))
+        devices = directory()
+        for name in _DEV:
+            devices.children[name] = Node(Kind.CHARACTER, 0o666, device=(1, 3))
+        devices.children["shm"] = directory(0o1777)
+        for target, node in (("/dev", devices), ("/proc", directory()), ("/sys", directory())):
+            files = FileSystem(node, name=target, read_only=target == "/sys")
+            namespace.mounts.append(Mounted(target, files, target[1:], "tmpfs", (0, 20)))
+        namespace.generated["/proc/self/mountinfo"] = namespace.mountinfo
+        namespace.generated["/proc/mounts"] = namespace.mountinfo
+        return namespace
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> RunResult:
+        """Play `crun delete` and `mkfs.ext4`."""
+        if "delete" in argv:
+            container = argv[-1]
+            with self.lock:
+                self._containers.pop(container, None)
+                members = [each for each in self._alive() if each.rootfs == container]
+            for process in members:
+                process.kill_all()
+            for process in members:
+                if process.wait(timeout_s) is None:
+                    raise TimeoutError(errno.ETIMEDOUT, f"{container} does not end")
+            return RunResult(0, "")
+        if argv[0] == "/sbin/mkfs.ext4":
+            disk = self._disks.get(argv[-1].removeprefix("/dev/"))
+            if disk is None or disk.read_only:
+                return RunResult(1, f"{argv[-1]}: cannot be written to")
+            disk.format()
+            return RunResult(0, "")
+        return RunResult(127, f"{argv[0]}: the model does not play it")
+
+    # -- the host --------------------------------------------------------------------------------
+
+    def dial(self, port: int) -> Connection:
+        """Connect to a port of the host."""
+        return self._dial(port)
+
+    # -- a copy of a saved machine: what must differ from its siblings -----------------------------
+
+    def add_entropy(self, data: bytes) -> None:
+        """Mix bytes into the random generator, which is this process's: it needs none."""
+
+    def set_clock(self, seconds: int, nanoseconds: int) -> None:
+        """Set the real-time clock, which is this process's and right."""
+
+    def set_host_name(self, name: str) -> None:
+        """Set the host name, which nothing that is played looks at."""
+
+    def power_off(self) -> None:
+        """Flush the disks and end the virtual machine."""
+        with self.lock, contextlib.suppress(OSError):
+            self.namespace.sync()
+        self._power_off()
+
+
+class _Nothing:
+    """A stream of a process that never runs."""
+
+    def write(self, data: bytes) -> None:
+        """Take it."""
+
+    def read(self) -> bytes:
+        """Return the end."""
+        return b""
+
+
+_NOTHING: Final = _Nothing()
+
+
+def _root() -> FileSystem:
+    root = directory()
+    files = FileSystem(root, name="rootfs")
+    for folder in _FOLDERS:
+        files.put(f"/{folder}", directory())
+    for name in ("busybox", "sh", *APPLETS):
+        files.put(f"/bin/{name}", Node(Kind.FILE, 0o755))
+    return files
+
+
+def _letters(number: int) -> str:
+    """Return a, b … z, aa, ab …, as the kernel names disks."""
+    text = ""
+    number += 1
+    while number:
+        number, rest = divmod(number - 1, 26)
+        text = chr(ord("a") + rest) + text
+    return text

@@ -1,0 +1,357 @@
+"""The compute service in memory: HCS documents and requests, and the real guest agent in process.
+
+Implements `harness.hcs.service.ComputeService`. Disks are real files, opened and locked; streams
+are real sockets; the agent is the one that runs in every utility VM. What is played is the
+operating system below the agent (`harness.model.guestos`).
+"""
+
+# ruff: noqa: E402 - the assertion below comes first on purpose
+
+from __future__ import annotations
+
+import sys
+
+assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
+
+import itertools
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from harness.errors import ComputeServiceError, SystemExitedError, SystemNotFoundError, UsageError
+from harness.guest.agent import Agent
+from harness.guest.log import Log
+from harness.guest.transport import SocketConnection, SocketStream
+from harness.hcs.document import (
+    Attachment,
+    ComputeSystem,
+    ModifySettingRequest,
+    RequestType,
+    parse_scsi_attachment_path,
+)
+from harness.hcs.service import (
+    AttachedDisk,
+    EventType,
+    ExitType,
+    StreamEndpoint,
+    SystemEvent,
+    SystemProperties,
+    SystemState,
+)
+from harness.model.disks import DiskStore, ModelDisk
+from harness.model.guestos import ModelGuestOs
+from harness.model.streams import ModelPorts
+
+_NOT_FOUND: Final = 0x8037010E  # HCS_E_SYSTEM_NOT_FOUND
+_ALREADY_EXISTS: Final = 0x8037010F  # HCS_E_SYSTEM_ALREADY_EXISTS
+_INVALID_STATE: Final = 0x80370105  # HCS_E_INVALID_STATE
+_SLOT_EMPTY: Final = 0x80070490
+_SLOT_IN_USE: Final = 0x800700AA
+_CONSOLE_MAX: Final = 64 * 1024
+
+
+class _System:
+    """One system; every method but the constructor is called with the service's lock free."""
+
+    def __init__(
+        self, system_id: str, document: ComputeSystem, *, folder: Path, store: DiskStore
+    ) -> None:
+        self.id = system_id
+        self.owner = document.owner
+        self.runtime_id = str(uuid.uuid4())
+        self.folder = folder
+        self.lock = threading.RLock()
+        self.state = SystemState.CREATED
+        self.exit_type: ExitType | None = None
+        self.disks: dict[tuple[int, int], ModelDisk] = {}
+        self.events: list[SystemEvent] = []
+        self.console = ""
+        self.ports = ModelPorts(folder)
+        devices = document.virtual_machine and document.virtual_machine.devices
+        self.controllers = len(devices.scsi) if devices else 0
+        self._store = store
+        self.os = ModelGuestOs(
+            dial=lambda port: SocketConnection(self.ports.dial(port)),
+            power_off=lambda: self.stop(ExitType.GRACEFUL),
+        )
+        self.stopped = threading.Event()
+
+    def attach(self, controller: int, lun: int, attachment: Attachment) -> None:
+        """Give the machine a disk. Raises ComputeServiceError."""
+        with self.lock:
+            self.check_alive()
+            if controller >= self.controllers:
+                raise ComputeServiceError(
+                    f"the system has {self.controllers} SCSI controllers, no number {controller}",
+                    hresult=_SLOT_EMPTY,
+                )
+            if (controller, lun) in self.disks:
+                held = self.disks[controller, lun]
+                raise ComputeServiceError(
+                    f"SCSI slot {controller}:{lun} is taken by {held.path}", hresult=_SLOT_IN_USE
+                )
+            disk = self._store.open(attachment)
+            self.disks[controller, lun] = disk
+            self.os.plug(controller, lun, disk)
+
+    def detach(self, controller: int, lun: int) -> None:
+        """Take a disk away. Raises ComputeServiceError for an empty slot."""
+        with self.lock:
+            self.check_alive()
+            disk = self.disks.pop((controller, lun), None)
+            if disk is None:
+                raise ComputeServiceError(
+                    f"SCSI slot {controller}:{lun} is empty", hresult=_SLOT_EMPTY
+                )
+            self.os.unplug(controller, lun)
+            disk.close()
+
+    def serve(self) -> None:
+        """Run the guest: its agent answers on the bridge, and nobody's host means power off."""
+
+        def write(line: str) -> None:
+            self.console = (self.console + line + "\n")[-_CONSOLE_MAX:]
+
+        log = Log(write)
+        agent = Agent(self.os, log)
+        write("lcowlab: a model's guest")
+        try:
+            connected = self.ports.bridge()
+        except OSError as error:
+            write(f"no bridge: {error}")
+            return
+        with connected:
+            agent.serve(SocketStream(connected))
+        self.stop(ExitType.GRACEFUL)
+        log.info("the host is gone")  # whoever forwards the log finds out by this line
+
+    def stop(self, exit_type: ExitType) -> None:
+        """End it at once; what was not synced is lost unless the guest powered off by itself."""
+        with self.lock:
+            if self.state is SystemState.STOPPED:
+                return
+            self.state = SystemState.STOPPED
+            self.exit_type = exit_type
+            self.os.crash()
+            for disk in self.disks.values():
+                if exit_type is not ExitType.GRACEFUL and not disk.read_only and disk.files:
+                    disk.files.crash()
+                disk.close()
+            self.disks.clear()
+        self.ports.close()
+        self.stopped.set()
+
+    def check_alive(self) -> None:
+        """Raise SystemExitedError once it stopped."""
+        if self.state is SystemState.STOPPED:
+            raise SystemExitedError(f"system {self.id} has stopped")
+
+    def properties(self) -> SystemProperties:
+        """Return what is known of it."""
+        with self.lock:
+            disks = tuple(
+                AttachedDisk(controller, lun, disk.path, disk.read_only)
+                for (controller, lun), disk in sorted(self.disks.items())
+            )
+            return SystemProperties(
+                self.id, self.owner, self.runtime_id, self.state, self.exit_type, disks
+            )
+
+
+class ModelComputeService:
+    """A compute service whose systems live in this process. A context manager."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._systems: dict[str, _System] = {}
+        self._sequences = itertools.count(1)
+        self._store = DiskStore()
+        self._folder: Path | None = None
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """`model`."""
+        return "model"
+
+    @property
+    def disks(self) -> DiskStore:
+        """Every disk that was ever attached, with its content."""
+        return self._store
+
+    def prepare(self) -> None:
+        """Do nothing: the service itself holds nothing."""
+
+    def create(self, system_id: str, document: ComputeSystem) -> SystemProperties:
+        """Create a system with the document's disks. On failure nothing is left."""
+        with self._changed:
+            if self._closed:
+                raise UsageError("the compute service was closed")
+            if system_id in self._systems:
+                raise ComputeServiceError(
+                    f"there is a system {system_id} already", hresult=_ALREADY_EXISTS
+                )
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="lcowlab-model-"))
+            folder = Path(tempfile.mkdtemp(dir=self._folder, prefix=""))
+            system = _System(system_id, document, folder=folder, store=self._store)
+            self._systems[system_id] = system
+        try:
+            for (controller, lun), attachment in sorted(document.attachments().items()):
+                system.attach(controller, lun, attachment)
+        except BaseException:
+            self.close(system_id)
+            raise
+        return system.properties()
+
+    def start(self, system_id: str, *, timeout_s: float = 60.0) -> None:
+        """Start it: the agent runs in a thread. Raises ComputeServiceError (0x80370105) twice."""
+        del timeout_s
+        system = self._system(system_id)
+        with system.lock:
+            system.check_alive()
+            if system.state is SystemState.RUNNING:
+                raise ComputeServiceError(
+                    f"system {system_id} is running already", hresult=_INVALID_STATE
+                )
+            system.state = SystemState.RUNNING
+        self._report(system, EventType.STARTED, {})
+        for name, target in (("guest", system.serve), ("exit", lambda: self._await_exit(system))):
+            threading.Thread(target=target, name=f"model {name}", daemon=True).start()
+
+    def modify(
+        self, system_id: str, request: ModifySettingRequest, *, timeout_s: float = 30.0
+    ) -> None:
+        """Attach or detach a disk."""
+        del timeout_s
+        system = self._system(system_id)
+        controller, lun = parse_scsi_attachment_path(request.resource_path)
+        if request.request_type is RequestType.ADD and isinstance(request.settings, Attachment):
+            system.attach(controller, lun, request.settings)
+        elif request.request_type is RequestType.REMOVE:
+            system.detach(controller, lun)
+        else:
+            raise ComputeServiceError(
+                f"{request.request_type} of {request.resource_path}", hresult=0x80004001
+            )
+
+    def modify_batch(
+        self, system_id: str, requests: Sequence[ModifySettingRequest], *, timeout_s: float = 30.0
+    ) -> None:
+        """Apply changes in order; stops at a failure."""
+        for request in requests:
+            self.modify(system_id, request, timeout_s=timeout_s)
+
+    def properties(self, system_id: str) -> SystemProperties:
+        """Return what is known of a system."""
+        return self._system(system_id).properties()
+
+    def enumerate(self, *, owner: str | None = None) -> Sequence[SystemProperties]:
+        """Return every system that was not closed, or those of one owner."""
+        with self._changed:
+            systems = list(self._systems.values())
+        return [each.properties() for each in systems if owner in (None, each.owner)]
+
+    def listen(self, system_id: str, port: int) -> StreamEndpoint:
+        """Return the Unix socket where the consumer of the guest's stream to `port` connects."""
+        return self._system(system_id).ports.listen(port)
+
+    def unlisten(self, system_id: str, port: int) -> None:
+        """Give up a port that the guest has not dialed; unknown ports are fine."""
+        self._system(system_id).ports.unlisten(port)
+
+    def events(
+        self, system_id: str, *, after: int = 0, timeout_s: float = 0.0
+    ) -> Sequence[SystemEvent]:
+        """Return events with a sequence above `after`; waits up to `timeout_s` for the first."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                system = self._systems.get(system_id)
+                if system is None:
+                    raise _not_found(system_id)
+                new = [event for event in system.events if event.sequence > after]
+                remaining = deadline - time.monotonic()
+                if new or remaining <= 0:
+                    return new
+                self._changed.wait(remaining)
+
+    def console(self, system_id: str) -> str:
+        """Return the last 64 KiB of the guest's console."""
+        return self._system(system_id).console
+
+    def terminate(self, system_id: str, *, timeout_s: float = 10.0) -> None:
+        """Stop it at once, as pulling the plug does. Stopped is fine."""
+        del timeout_s
+        self._stop(self._system(system_id))
+
+    def _stop(self, system: _System) -> None:
+        started = bool(system.events)
+        system.stop(ExitType.FORCED)
+        if started:
+            self._await_exit(system)
+
+    def close(self, system_id: str) -> None:
+        """Forget a system, terminating it first where needed; nothing of it is left."""
+        system = self._system(system_id)
+        self._stop(system)
+        shutil.rmtree(system.folder, ignore_errors=True)
+        with self._changed:
+            self._systems.pop(system_id, None)
+            self._changed.notify_all()
+
+    def close_all(self) -> None:
+        """Close every system and the service; may be repeated."""
+        for system_id in list(self._systems):
+            self.close(system_id)
+        with self._changed:
+            self._closed = True
+            self._store.close()
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close_all()
+
+    def _await_exit(self, system: _System) -> None:
+        """Report the end of a system, once, when it has come."""
+        system.stopped.wait()
+        with self._changed:
+            if not any(event.type is EventType.EXITED for event in system.events):
+                exit_type = system.exit_type.value if system.exit_type else ""
+                self._append(system, EventType.EXITED, {"ExitType": exit_type})
+
+    def _report(self, system: _System, kind: EventType, data: Mapping[str, Any]) -> None:
+        with self._changed:
+            self._append(system, kind, data)
+
+    def _append(self, system: _System, kind: EventType, data: Mapping[str, Any]) -> None:
+        event = SystemEvent(next(self._sequences), system.id, kind, time.time(), data)
+        system.events.append(event)
+        self._changed.notify_all()
+
+    def _system(self, system_id: str) -> _System:
+        with self._changed:
+            system = self._systems.get(system_id)
+        if system is None:
+            raise _not_found(system_id)
+        return system
+
+
+def _not_found(system_id: str) -> SystemNotFoundError:
+    return SystemNotFoundError(f"there is no system {system_id}", hresult=_NOT_FOUND)
