@@ -7,7 +7,6 @@ Source of the semantics: hcsshim ext4/tar2ext4 with ConvertWhiteout and AppendVh
 
 from __future__ import annotations
 
-import hashlib
 import uuid as uuids
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from snapshotter.compression import open_stream
 from snapshotter.errors import InvalidArgumentError, LayerError
 from snapshotter.ext4.format import BLOCK_SIZE
+from snapshotter.ext4.hashing import StreamHasher
 from snapshotter.ext4.imagefile import ImageFile
 from snapshotter.ext4.layertree import LayerTree
 from snapshotter.ext4.tarheader import decode_members
@@ -66,15 +66,16 @@ def convert_layer(
     *,
     limits: ConversionLimits | None = None,
     progress: Callable[[int], None] | None = None,
+    durable: bool = True,
 ) -> ConvertedLayer:
     """Write the layer in `stream` to `target` and return what it is.
 
-    `stream` is read to its end; `progress` is told the uncompressed bytes so far. On failure
-    nothing is left and a `target` that was there before is untouched. Raises LayerError,
-    UnavailableError.
+    `stream` is read to its end; `progress` is told the uncompressed bytes so far. `durable` means
+    that it survives a power cut from then on. On failure nothing is left and a `target` that was
+    there before is untouched. Raises LayerError, UnavailableError.
     """
     limits = limits or ConversionLimits()
-    with ImageFile.create(target) as image:
+    with ImageFile.create(target, durable=durable) as image:
         result = _Conversion(image, limits).run(open_stream(stream), progress)
         image.publish()
     return result
@@ -96,25 +97,26 @@ class _Conversion:
     def run(self, stream: BinaryIO, progress: Callable[[int], None] | None) -> ConvertedLayer:
         image, scanner = self._image, self._scanner
         image.start_at(FIRST_DATA_BLOCK)
-        digest = hashlib.sha256()
         done = 0
-        buffer = memoryview(bytearray(_CHUNK))
-        while count := _read_into(stream, buffer):
-            chunk = buffer[:count]
-            digest.update(chunk)
-            done += count
-            if done > self._limits.max_stream:
-                raise LayerError(f"more than {self._limits.max_stream} bytes uncompressed")
-            if not scanner.ended:
-                image.write_pieces(scanner.feed(chunk))
-                if scanner.batch_is_due:
-                    self._collect()
-            if progress:
-                progress(done)
-        scanner.finish()
-        self._collect()
-
-        diff_id = f"sha256:{digest.hexdigest()}"
+        with StreamHasher(_CHUNK) as hasher:
+            while True:
+                buffer = hasher.take()
+                count = _read_into(stream, buffer)
+                if not count:
+                    break
+                hasher.hash(buffer, count)
+                done += count
+                if done > self._limits.max_stream:
+                    raise LayerError(f"more than {self._limits.max_stream} bytes uncompressed")
+                if not scanner.ended:
+                    image.write_pieces(scanner.feed(buffer[:count]))
+                    if scanner.batch_is_due:
+                        self._collect()
+                if progress:
+                    progress(done)
+            scanner.finish()
+            self._collect()
+            diff_id = f"sha256:{hasher.hexdigest()}"
         image.block = scanner.next_block
         blocks = write_metadata(
             image,
