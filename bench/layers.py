@@ -8,11 +8,8 @@ not of any peer's.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
-import os
 import random
-import resource
 import subprocess
 import sys
 import tarfile
@@ -36,6 +33,7 @@ _SMALL: Final = 200 * MIB
 _ROUNDS: Final = 5
 _MEMORY_ENTRIES: Final = 300_000
 _MAX_RESIDENT_MB: Final = 150.0
+_MKE2FS: Final = ("/sbin/mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-N", "60000")
 _READ_SIZE: Final = 512 * KIB
 
 
@@ -85,8 +83,7 @@ def _against_mke2fs(tar: Path) -> Comparison:
     ours_ms = min(_timed(lambda: _convert(tar)) for _ in range(2))
     peer_ms = _timed(
         lambda: subprocess.run(
-            ["/sbin/mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-N", "60000"]
-            + ["-d", str(tree), str(image)],
+            [*_MKE2FS, "-d", str(tree), str(image)],
             check=True,
         )
     )
@@ -110,7 +107,8 @@ def _against_isal(tar: Path) -> Comparison:
 
     def peer() -> None:
         buffer = bytearray(_READ_SIZE)
-        with igzip.open(packed, "rb") as stream:
+        opener: Callable[[Path, str], io.BufferedIOBase] = igzip.open  # its stub has no types
+        with opener(packed, "rb") as stream:
             while stream.readinto(buffer):
                 pass
 

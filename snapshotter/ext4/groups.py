@@ -70,6 +70,16 @@ def seal_descriptors(table: NDArray[np.void], seed: int) -> None:
     ]
 
 
+def checksum_bitmaps(
+    table: NDArray[np.void], bitmaps: NDArray[np.uint8], inodes_per_group: int, *, seed: int
+) -> None:
+    """Note the checksums of the bitmaps: rows of (block bitmap, inode bitmap), one a group."""
+    for group, (blocks, inodes) in enumerate(bitmaps):
+        table["block_bitmap_checksum"][group] = crc32c_raw(seed, blocks.tobytes()) & 0xFFFF
+        used = inodes[: inodes_per_group // 8].tobytes()
+        table["inode_bitmap_checksum"][group] = crc32c_raw(seed, used) & 0xFFFF
+
+
 def prefix_bitmap(used: int, valid: int) -> bytes:
     """Return a bitmap block: set below `used`, and from `valid` on, where nothing exists."""
     bits = bytearray(BLOCK_SIZE)

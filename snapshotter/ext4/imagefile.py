@@ -96,16 +96,28 @@ class ImageFile:
 
     def write_head(self, data: bytes) -> None:
         """Write `data` at the start of the file."""
-        self._write_at(0, data)
+        self.write_at(0, data)
 
-    def finish(self, size: int, trailer: bytes) -> None:
-        """Set the length to `size` bytes, and write `trailer` after them."""
+    def truncate(self, size: int) -> None:
+        """Set the length to `size` bytes."""
         self.flush()
         try:
             os.ftruncate(self._descriptor, size)
         except OSError as error:
             self._refused(error)
-        self._write_at(size, trailer)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`, which must be there."""
+        self.flush()
+        parts = []
+        try:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            while length and (part := os.read(self._descriptor, length)):
+                parts.append(part)
+                length -= len(part)
+        except OSError as error:
+            self._refused(error)
+        return b"".join(parts)
 
     def publish(self) -> None:
         """Give the file its name, replacing what had it, and make all of that durable."""
@@ -121,7 +133,8 @@ class ImageFile:
         except OSError as error:
             self._refused(error)
 
-    def _write_at(self, offset: int, data: bytes) -> None:
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Write `data` at `offset`; `append` does not go on after that."""
         self.flush()
         try:
             os.lseek(self._descriptor, offset, os.SEEK_SET)

@@ -21,8 +21,9 @@ from snapshotter.ext4.imagefile import ImageFile
 from snapshotter.ext4.layertree import LayerTree
 from snapshotter.ext4.tarheader import decode_members
 from snapshotter.ext4.tarscan import TarScanner
+from snapshotter.ext4.verity import VerityTree, write_verity
 from snapshotter.ext4.writer import FIRST_DATA_BLOCK, MAX_DISK_BLOCKS, write_metadata
-from snapshotter.units import GIB, KIB
+from snapshotter.units import GIB, KIB, MIB
 from snapshotter.vhd import fixed_footer
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class ConversionLimits:
     max_disk: int = 128 * GIB
     max_file: int = 128 * GIB
     max_entries: int = 1_000_000
-    max_metadata: int = 2 * GIB  # tar headers, extended ones included: they are held in memory
+    max_metadata: int = 2 * GIB  # tar headers, extended ones included
+    max_held: int = 64 * MIB  # names, link targets, distinct xattrs: they stay in memory
     max_stream: int = 256 * GIB  # uncompressed, what follows the end of the tar included
 
     def __post_init__(self) -> None:
@@ -55,9 +57,10 @@ class ConvertedLayer:
 
     diff_id: str  # "sha256:..." of the whole uncompressed stream, what follows the tar included
     uncompressed_size: int
-    disk_size: int  # of the ext4; the file has 512 bytes more
+    disk_size: int  # of the ext4 and its dm-verity tree; the file has 512 bytes more
     entries: int
     ignored_xattrs: tuple[str, ...]  # names in namespaces that ext4 does not have
+    verity: VerityTree | None = None
 
 
 def convert_layer(
@@ -67,6 +70,8 @@ def convert_layer(
     limits: ConversionLimits | None = None,
     progress: Callable[[int], None] | None = None,
     durable: bool = True,
+    checksums: bool = False,
+    verity: bool = False,
 ) -> ConvertedLayer:
     """Write the layer in `stream` to `target` and return what it is.
 
@@ -76,15 +81,20 @@ def convert_layer(
     """
     limits = limits or ConversionLimits()
     with ImageFile.create(target, durable=durable) as image:
-        result = _Conversion(image, limits).run(open_stream(stream), progress)
+        conversion = _Conversion(image, limits, checksums=checksums, verity=verity)
+        result = conversion.run(open_stream(stream), progress)
         image.publish()
     return result
 
 
 class _Conversion:
-    def __init__(self, image: ImageFile, limits: ConversionLimits) -> None:
+    def __init__(
+        self, image: ImageFile, limits: ConversionLimits, *, checksums: bool, verity: bool
+    ) -> None:
         self._image = image
         self._limits = limits
+        self._checksums = checksums
+        self._verity = verity
         self._max_blocks = limits.max_disk // BLOCK_SIZE
         self._scanner = TarScanner(
             first_block=FIRST_DATA_BLOCK,
@@ -92,7 +102,7 @@ class _Conversion:
             max_file=limits.max_file,
             max_metadata=limits.max_metadata,
         )
-        self._tree = LayerTree()
+        self._tree = LayerTree(max_held=limits.max_held)
 
     def run(self, stream: BinaryIO, progress: Callable[[int], None] | None) -> ConvertedLayer:
         image, scanner = self._image, self._scanner
@@ -123,16 +133,23 @@ class _Conversion:
             self._tree,
             uuid=uuids.uuid5(_NAMESPACE, f"ext4 {diff_id}"),
             max_blocks=self._max_blocks,
+            checksums=self._checksums,
         )
         size = blocks * BLOCK_SIZE
+        image.truncate(size)
+        tree = None
+        if self._verity:
+            tree = write_verity(image, size, uuid=uuids.uuid5(_NAMESPACE, f"verity {diff_id}"))
+            size += tree.size
         unique_id = uuids.uuid5(_NAMESPACE, f"vhd {diff_id}")
-        image.finish(size, fixed_footer(size, unique_id=unique_id, timestamp=0))
+        image.write_at(size, fixed_footer(size, unique_id=unique_id, timestamp=0))
         return ConvertedLayer(
             diff_id,
             uncompressed_size=done,
             disk_size=size,
             entries=self._tree.count,
             ignored_xattrs=tuple(dict.fromkeys(self._tree.ignored_xattrs)),
+            verity=tree,
         )
 
     def _collect(self) -> None:

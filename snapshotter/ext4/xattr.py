@@ -9,6 +9,7 @@ import struct
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from snapshotter.crc32c import crc32c_raw
 from snapshotter.errors import Ext4CorruptError, Ext4UnsupportedError
 from snapshotter.ext4.acl import acl_from_disk, acl_to_disk
 from snapshotter.ext4.format import BLOCK_SIZE
@@ -34,6 +35,7 @@ _SETTABLE: Final = _ACLS | {1, 4, 6}
 _ENTRY = struct.Struct("<BBHIII")  # name length, prefix, value offset, value inode, size, hash
 _BLOCK_HEADER = struct.Struct("<IIIII12x")  # magic, references, blocks, hash, checksum
 _TAIL_MAGIC = struct.Struct("<I")
+_CHECKSUM: Final = 16  # h_checksum of a block
 _END = 4  # four zero bytes close the list of entries
 
 
@@ -96,6 +98,21 @@ def pack_xattrs(attributes: Mapping[bytes, bytes]) -> PackedXattrs:
         body = _pack_entries(inline, size=TAIL_SIZE - _TAIL_MAGIC.size, base=0)
         tail = _TAIL_MAGIC.pack(XATTR_MAGIC) + body
     return PackedXattrs(tail, _pack_block(outside) if outside else None)
+
+
+def seal_block(block: bytes, place: int, *, seed: int) -> bytes:
+    """Return an xattr block that lies at block `place`, with its checksum."""
+    return (
+        block[:_CHECKSUM]
+        + struct.pack("<I", block_checksum(block, place, seed=seed))
+        + (block[_CHECKSUM + 4 :])
+    )
+
+
+def block_checksum(block: bytes, place: int, *, seed: int) -> int:
+    """Return what h_checksum of the xattr block at block `place` has to be."""
+    value = crc32c_raw(seed, struct.pack("<Q", place))
+    return crc32c_raw(value, block[:_CHECKSUM] + bytes(4) + block[_CHECKSUM + 4 :])
 
 
 def _pack_block(attributes: list[_Attribute]) -> bytes:
