@@ -38,13 +38,21 @@ class ScratchTemplate:
     layout: VhdxLayout
 
     @classmethod
-    def build(cls, size: int, *, journal_mib: int = 0, label: str = DEFAULT_LABEL) -> Self:
+    def build(
+        cls,
+        size: int,
+        *,
+        journal_mib: int = 0,
+        label: str = DEFAULT_LABEL,
+        grow_to: int | None = None,
+    ) -> Self:
         """Return the template of scratch disks of `size` bytes, 1 GiB to 64 TiB.
 
         Upstream's scratch has no journal; with one, a disk survives a killed guest without a
-        check. Raises InvalidArgumentError.
+        check. Up to `grow_to` bytes it can be enlarged while it is in use.
+        Raises InvalidArgumentError.
         """
-        content = format_ext4(size, journal_mib=journal_mib, label=label)
+        content = format_ext4(size, journal_mib=journal_mib, label=label, grow_to=grow_to)
         return cls(content.size, layout_vhdx(content, block_size=SCRATCH_BLOCK_SIZE))
 
     @property
