@@ -26,7 +26,6 @@ from snapshotter.ext4.format import (
     BLOCK_SIZE,
     BLOCKS_PER_GROUP,
     FIRST_INODE,
-    INODE_SIZE,
     INODES_PER_BLOCK,
     MAX_INODES_PER_GROUP,
 )

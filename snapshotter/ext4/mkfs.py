@@ -70,6 +70,11 @@ _JBD2_MAGIC: Final = 0xC03B_3998
 _JBD2_SUPERBLOCK_V2: Final = 4
 _POINTERS: Final = BLOCK_SIZE // 4  # block numbers in an indirect block
 _DIRECT: Final = 12  # block numbers before the indirect ones in i_block
+# Two flex groups, or more on small disks. The metadata does not care, but the kernel's placement
+# of directories does (fs/ext4/ialloc.c, find_group_orlov): with one, comparing it with the average
+# fails by the slack of its counters, and every new directory goes to a group of its own, each of
+# which costs the VHDX a block for its inode table. With two the first, larger one takes them all.
+_MIN_LOG_FLEX: Final = 2  # below, files are not kept behind directories
 _JOURNAL_BACKUP_BLOCKS: Final = 1  # s_jnl_backup_type: s_jnl_blocks is a copy of the inode's map
 
 
@@ -385,7 +390,7 @@ class _Formatter:
             hash_version=HASH_HALF_MD4,
             flags=FLAG_SIGNED_HASH,
             descriptor_size=layout.descriptor_size if wide else 0,
-            log_groups_per_flex=(layout.groups - 1).bit_length(),
+            log_groups_per_flex=max((layout.groups - 1).bit_length() - 1, _MIN_LOG_FLEX),
             checksum_type=0 if self._seed is None else CHECKSUM_CRC32C,
             overhead_blocks=layout.overhead,
         )
