@@ -38,7 +38,7 @@ FILE_TYPE: Final = {
 _DIRECTORY: Final = FILE_TYPE[S_IFDIR]
 _ENTRY = struct.Struct("<IHBB")
 _TAIL_SIZE = 12  # an entry without a name that holds the block's checksum
-_TAIL_TYPE = 0xDE
+TAIL_TYPE: Final = 0xDE
 _PADDING = [bytes(-(8 + length) % 4) for length in range(MAX_NAME + 1)]
 
 
@@ -99,7 +99,7 @@ def close_block(records: list[bytes], left: int, seed: int | None) -> bytes:
     block = b"".join(records)
     if seed is None:
         return block
-    return block + struct.pack("<IHBBI", 0, _TAIL_SIZE, 0, _TAIL_TYPE, crc32c_raw(seed, block))
+    return block + struct.pack("<IHBBI", 0, _TAIL_SIZE, 0, TAIL_TYPE, crc32c_raw(seed, block))
 
 
 def unpack_directory_block(raw: bytes, *, at: int) -> Iterator[DirectoryEntry]:

@@ -106,10 +106,10 @@ def _node(entries: Sequence[bytes], *, limit: int, depth: int, size: int) -> byt
     return (head + b"".join(entries)).ljust(size, b"\0")
 
 
-def unpack_node(raw: bytes, *, at: int | None = None) -> ExtentNode:
+def unpack_node(raw: bytes, *, at: int | None = None, seed: int | None = None) -> ExtentNode:
     """Decode a node from i_block or a tree block; `at` is its offset on disk, for errors.
 
-    Raises Ext4CorruptError.
+    A tree block's checksum is verified where its inode's `seed` is given. Raises Ext4CorruptError.
     """
     magic, entries, limit, depth, _ = _HEADER.unpack_from(raw)
     if magic != EXTENT_MAGIC:
@@ -118,6 +118,11 @@ def unpack_node(raw: bytes, *, at: int | None = None) -> ExtentNode:
         raise Ext4CorruptError("extent header", f"{entries} entries of {limit}", offset=at)
     if depth > MAX_DEPTH:
         raise Ext4CorruptError("extent header", f"depth {depth}", offset=at)
+    if seed is not None:
+        tail = 12 + 12 * limit
+        stored = raw[tail : tail + _TAIL_SIZE]
+        if stored != struct.pack("<I", crc32c_raw(seed, raw[:tail])):
+            raise Ext4CorruptError("extent block checksum", "does not match its block", offset=at)
     places = range(12, 12 + 12 * entries, 12)
     if depth:
         indexes = [_INDEX.unpack_from(raw, place) for place in places]

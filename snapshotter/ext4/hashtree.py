@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from snapshotter.crc32c import crc32c_raw
-from snapshotter.ext4.directory import close_block, dot_entries, entry_size, pack_entry
+from snapshotter.errors import Ext4CorruptError
+from snapshotter.ext4.directory import TAIL_TYPE, close_block, dot_entries, entry_size, pack_entry
 from snapshotter.ext4.format import BLOCK_SIZE, HASH_HALF_MD4
 from snapshotter.units import KIB
 
@@ -21,6 +22,7 @@ _ENTRY: Final = struct.Struct("<II")  # hash, block; the first one's hash is lim
 _COUNT: Final = struct.Struct("<HHI")  # limit, count, block of the hashes below the second one's
 _ROOT_INFO: Final = struct.Struct("<IBBBB")  # zero, hash version, length, levels, flags
 _FAKE_ENTRY: Final = struct.Struct("<IHBB")
+_LEAF_TAIL: Final = struct.Struct("<IHBBI")
 _ROOT_START, _NODE_START = 32, 8
 _CONTINUES: Final = 1  # in a hash: names of this hash are in the block before too
 
@@ -93,3 +95,24 @@ def _index_block(head: bytes, index: Sequence[tuple[int, int]], seed: int | None
     # ext4_dx_csum: what is in use, then the tail with its own checksum as zero.
     checksum = crc32c_raw(crc32c_raw(seed, raw), bytes(8))
     return bytes(raw).ljust(BLOCK_SIZE - 4, b"\0") + struct.pack("<I", checksum)
+
+
+def check_directory_block(raw: bytes, *, seed: int, at: int) -> None:
+    """Verify the checksum of a directory's block, index blocks included; `seed` as for writing.
+
+    `at` is its offset on disk, for errors. Raises Ext4CorruptError.
+    """
+    inode, length, name_length, kind, stored = _LEAF_TAIL.unpack_from(raw, len(raw) - 12)
+    if (inode, length, name_length, kind) == (0, _DIRECTORY_TAIL, 0, TAIL_TYPE):
+        if crc32c_raw(seed, raw[:-_DIRECTORY_TAIL]) != stored:
+            raise Ext4CorruptError("directory checksum", "does not match its block", offset=at)
+        return
+    start = _NODE_START if raw[4:6] == struct.pack("<H", len(raw) & 0xFFFF) else _ROOT_START
+    limit, count, _ = _COUNT.unpack_from(raw, start)
+    tail = start + limit * _ENTRY.size
+    if not 0 < count <= limit or tail + 8 > len(raw):
+        raise Ext4CorruptError("directory checksum", "a block has none", offset=at)
+    checksum = crc32c_raw(seed, raw[: start + count * _ENTRY.size])
+    checksum = crc32c_raw(checksum, raw[tail : tail + 4] + bytes(4))
+    if raw[tail + 4 : tail + 8] != struct.pack("<I", checksum):
+        raise Ext4CorruptError("directory index checksum", "does not match its block", offset=at)

@@ -164,14 +164,18 @@ def unpack_tail(raw: bytes, *, at: int) -> dict[bytes, bytes]:
     return _unpack_entries(raw[_TAIL_MAGIC.size :], 0, at=at)
 
 
-def unpack_block(raw: bytes, *, at: int) -> dict[bytes, bytes]:
-    """Return the xattrs in a block of their own.
+def unpack_block(raw: bytes, place: int, *, seed: int | None = None) -> dict[bytes, bytes]:
+    """Return the xattrs in a block of their own, which lies at block `place`.
 
+    Its checksum is verified where the file system's `seed` is given.
     Raises Ext4CorruptError, Ext4UnsupportedError.
     """
-    magic, _, blocks, _, _ = _BLOCK_HEADER.unpack_from(raw)
+    at = place * len(raw)
+    magic, _, blocks, _, checksum = _BLOCK_HEADER.unpack_from(raw)
     if magic != XATTR_MAGIC or blocks != 1:
         raise Ext4CorruptError("xattr block", f"magic {magic:#x}, {blocks} blocks", offset=at)
+    if seed is not None and checksum != block_checksum(raw, place, seed=seed):
+        raise Ext4CorruptError("xattr block checksum", "does not match its block", offset=at)
     return _unpack_entries(raw, _BLOCK_HEADER.size, at=at)
 
 

@@ -186,7 +186,7 @@ def test_xattrs_come_back(attributes: dict[bytes, bytes]) -> None:
     packed = pack_xattrs(attributes)
     read = unpack_tail(packed.tail, at=0)
     if packed.block is not None:
-        read |= unpack_block(packed.block, at=0)
+        read |= unpack_block(packed.block, 0)
     assert read == attributes
 
 
