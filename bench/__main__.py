@@ -13,11 +13,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import front_door, storage
+from bench import front_door, layers, storage
 from bench.measure import Comparison, Figure
 
 _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
     "storage": storage.run,
+    "layers": layers.run,
     "front_door": front_door.run,
 }
 

@@ -6,6 +6,7 @@ dozen KiB that are not zero in memory and stores them anew, each time as another
 
 from __future__ import annotations
 
+import enum
 import os
 from dataclasses import dataclass
 from typing import Final, Self
@@ -28,6 +29,13 @@ DEFAULT_LABEL: Final = "scratch"
 
 # As upstream's scratch (hcsshim internal/lcow/scratch.go): small blocks keep a fresh disk small.
 SCRATCH_BLOCK_SIZE: Final = MIB
+
+
+class Allocation(enum.Enum):
+    """How a file holds what reads as zeros."""
+
+    SPARSE = "sparse"  # as holes, where the file system has them
+    DENSE = "dense"  # written out: for NTFS, where some Windows versions refuse sparse disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +76,29 @@ class ScratchTemplate:
         return self.layout.stamp(VhdxIdentity.fresh())
 
     def write(
-        self, path: str | os.PathLike[str], *, durable: bool = True, overwrite: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durable: bool = True,
+        overwrite: bool = False,
+        allocation: Allocation = Allocation.SPARSE,
     ) -> None:
         """Store a new scratch disk at `path`; on failure nothing is left there.
 
         Raises AlreadyExistsError where `path` exists (unless `overwrite`), UnavailableError.
         """
-        write_content(path, self.content(), durable=durable, overwrite=overwrite)
+        content = self.content()
+        if allocation is Allocation.DENSE:
+            content = _written_out(content)
+        write_content(path, content, durable=durable, overwrite=overwrite)
+
+
+def _written_out(content: DiskContent) -> DiskContent:
+    """Return the same content as one piece: one write, and no hole."""
+    raw = bytearray(content.size)
+    for offset, data in content.pieces:
+        raw[offset : offset + len(data)] = data
+    return DiskContent(content.size, ((0, bytes(raw)),))
 
 
 def verify_scratch(path: str | os.PathLike[str], *, size: int) -> None:
