@@ -156,13 +156,14 @@ def _convert(tar: Path, *, durable: bool = False) -> None:
     target.unlink()
 
 
+# VmHWM and not ru_maxrss, which a child inherits from the process that started it.
 _CHILD: Final = """
-import resource, sys
+import sys
 from pathlib import Path
 from snapshotter.ext4.layertar import convert_layer
 with open(sys.argv[1], "rb", buffering=0) as stream:
     convert_layer(stream, Path(sys.argv[2]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 """
 
 

@@ -42,14 +42,11 @@ class ReflinkSource:
         The file has no name: it is gone with the context, or with the process.
         Raises UnavailableError (disk full, no permission).
         """
-        if sys.platform != "linux":
-            yield None
-            return
         content = template.content()
         descriptor = -1
         try:
             try:
-                descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                descriptor = _nameless(directory)
                 _fill(descriptor, content)
                 supported = _can_clone(directory, descriptor)
             except OSError as error:
@@ -108,8 +105,11 @@ if sys.platform == "linux":
     def _clone(target: int, source: int) -> None:
         fcntl.ioctl(target, _FICLONE, source)
 
+    def _nameless(directory: Path) -> int:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
     def _can_clone(directory: Path, source: int) -> bool:
-        probe = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        probe = _nameless(directory)
         try:
             _clone(probe, source)
         finally:
@@ -120,6 +120,9 @@ else:
 
     def _clone(target: int, source: int) -> None:
         raise OSError(errno.EOPNOTSUPP, f"no clone of {source} to {target} here")
+
+    def _nameless(directory: Path) -> int:
+        raise OSError(errno.EOPNOTSUPP, f"no file without a name in {directory} here")
 
     def _can_clone(directory: Path, source: int) -> bool:
         del directory, source
