@@ -59,6 +59,7 @@ class InodeTable:
         self._seed = seed
         self._run = np.zeros(len(inode), np.uint32)
         self._run_size = np.zeros(len(inode), np.uint32)
+        self._devices = tree.devices
         self._hashed = np.zeros(len(inode), np.bool_)
         self._links = np.frombuffer(tree.links, np.uint32).copy()
         self._maps: dict[int, tuple[bytes, int]] = {}
@@ -193,7 +194,7 @@ class InodeTable:
         single[:, 5] = np.where(size > 0, first, 0)
         rows["block"][mapped] = single.view(np.uint8)
         rows["flags"][self._hashed[nodes]] |= np.uint32(InodeFlag.INDEX)
-        devices = tree.devices[nodes]
+        devices = self._devices[nodes]
         marked = np.flatnonzero(devices)
         rows["block"][marked, 4:8] = devices[marked].astype("<u4").view(np.uint8).reshape(-1, 4)
 

@@ -93,7 +93,7 @@ class LayerTree:
         self.ignored_xattrs: list[str] = []
         self.count = 0
         self._children: dict[int, dict[bytes, int]] = {ROOT: {LOST_AND_FOUND: LOST}, LOST: {}}
-        self._devices = array("I", [0, 0])
+        self._devices: dict[int, int] = {}
         self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in COLUMNS}
         self._max_held = max_held
         self._held = 0
@@ -101,8 +101,11 @@ class LayerTree:
 
     @property
     def devices(self) -> NDArray[np.uint32]:
-        """The device number of each node, 0 for what is no device."""
-        return np.frombuffer(self._devices, np.uint32)
+        """The device number of each node, made anew; 0 for what is no device."""
+        numbers = np.zeros(len(self.kinds), np.uint32)
+        for node, number in self._devices.items():
+            numbers[node] = number
+        return numbers
 
     def is_directory(self, node: int) -> bool:
         """Return whether a live node is a directory."""
@@ -225,7 +228,8 @@ class LayerTree:
                 self._hold(len(target))
             elif kind in (CHAR_DEVICE, BLOCK_DEVICE):
                 self._devices[node] = members.devices[index]
-            self._add_xattrs(node, members.xattrs.get(index))
+            if members.xattrs:
+                self._add_xattrs(node, members.xattrs.get(index))
         siblings[base] = node
         if old is None:
             self._hold(len(base))
@@ -277,7 +281,6 @@ class LayerTree:
         self.links.append(1)
         self.members.append(member)
         self.parents.append(ROOT)
-        self._devices.append(0)
         return len(self.kinds) - 1
 
     def _new_directory(self, parent: int, name: bytes, member: int) -> int:
@@ -297,6 +300,7 @@ class LayerTree:
             if self.links[node] == 0:
                 gone.extend(self._children.pop(node, {}).values())
                 self.targets.pop(node, None)
+                self._devices.pop(node, None)
                 self.xattrs.pop(node, None)
 
     def _set_opaque(self, directory: int) -> None:
