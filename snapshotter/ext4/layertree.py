@@ -57,6 +57,8 @@ COLUMNS: Final[dict[str, type[np.generic]]] = {
     "block": np.uint32,
 }
 
+_PACK_EVERY: Final = 32_768  # names
+_PACK_UP_TO: Final = 512
 _NO_LIMIT: Final = 1 << 62
 _WHITEOUT: Final = b".wh."
 _META_WHITEOUT: Final = b".wh..wh."
@@ -92,7 +94,12 @@ class LayerTree:
         self.extents: dict[int, NDArray[np.int64]] = {}  # of sparse files, by member
         self.ignored_xattrs: list[str] = []
         self.count = 0
-        self._children: dict[int, dict[bytes, int]] = {ROOT: {LOST_AND_FOUND: LOST}, LOST: {}}
+        # Names in a directory: a dict while it is in use, else packed (`_pack_names`).
+        self._children: dict[int, dict[bytes, int] | bytes] = {
+            ROOT: {LOST_AND_FOUND: LOST},
+            LOST: {},
+        }
+        self._unpacked = 0  # names that came into dicts since the last packing
         self._devices: dict[int, int] = {}
         self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in COLUMNS}
         self._max_held = max_held
@@ -117,7 +124,8 @@ class LayerTree:
 
     def children(self, directory: int) -> Mapping[bytes, int]:
         """Return the names in a live directory, in the order in which they came."""
-        return self._children[directory]
+        names = self._children[directory]
+        return _unpack_names(names) if isinstance(names, bytes) else names
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one column of all members, one of `COLUMNS`."""
@@ -166,6 +174,27 @@ class LayerTree:
         for index, extents in members.extents.items():
             self.extents[self.count + index] = extents
         self.count += len(members.size)
+        self._unpacked += len(members.size)
+        if self._unpacked >= _PACK_EVERY:
+            self._pack_directories()
+
+    def _names(self, directory: int) -> dict[bytes, int]:
+        """Return the names in a directory, to be looked at and changed."""
+        names = self._children[directory]
+        if isinstance(names, bytes):
+            names = self._children[directory] = _unpack_names(names)
+            self._unpacked += len(names)
+        return names
+
+    def _pack_directories(self) -> None:
+        """Keep directories of a usual size in a fifth of the memory, until they are asked again.
+
+        Large ones stay as they are, lest a tar that jumps between two of them takes for ever.
+        """
+        self._unpacked = 0
+        for directory, names in self._children.items():
+            if not isinstance(names, bytes) and len(names) <= _PACK_UP_TO:
+                self._children[directory] = _pack_names(names)
 
     @staticmethod
     def _is_foreign(path: bytes) -> bool:
@@ -176,7 +205,7 @@ class LayerTree:
         """Return the directory at `path`, made where it is missing."""
         node = ROOT
         for part in path.split(b"/") if path else ():
-            child = self._children[node].get(part)
+            child = self._names(node).get(part)
             if child is None:
                 if part.startswith(_WHITEOUT):
                     raise PathError("a member below a whiteout")
@@ -199,7 +228,7 @@ class LayerTree:
 
     def _place(self, directory: int, base: bytes, kind: int, members: Members, index: int) -> bool:
         """Put one member into `directory`; returns whether a directory had to go for it."""
-        siblings = self._children[directory]
+        siblings = self._names(directory)
         old = siblings.get(base)
         if kind == DIRECTORY:
             if old is not None and self.is_directory(old):
@@ -247,7 +276,7 @@ class LayerTree:
         hidden = base[len(_WHITEOUT) :]
         if hidden in (b"", b".", b".."):
             raise PathError("a whiteout of no name")
-        siblings = self._children[directory]
+        siblings = self._names(directory)
         node = siblings.get(hidden)
         if node is None:
             self._hold(len(hidden))
@@ -262,7 +291,7 @@ class LayerTree:
         *path, base = split_path(name) or [b""]
         node = ROOT
         for part in [*path, base]:
-            child = self._children[node].get(part) if self.is_directory(node) else None
+            child = self._names(node).get(part) if self.is_directory(node) else None
             if child is None:
                 raise PathError(f"hard link to {_shown(name)}, which is not before it in the layer")
             node = child
@@ -288,7 +317,7 @@ class LayerTree:
         node = self._new_node(S_IFDIR, member)
         self._children[node] = {}
         self.parents[node] = parent
-        self._children[parent][name] = node
+        self._names(parent)[name] = node
         return node
 
     def _unlink(self, node: int) -> None:
@@ -298,7 +327,8 @@ class LayerTree:
             node = gone.pop()
             self.links[node] -= 1
             if self.links[node] == 0:
-                gone.extend(self._children.pop(node, {}).values())
+                names = self._children.pop(node, {})
+                gone.extend((_unpack_names(names) if isinstance(names, bytes) else names).values())
                 self.targets.pop(node, None)
                 self._devices.pop(node, None)
                 self.xattrs.pop(node, None)
@@ -331,6 +361,17 @@ class LayerTree:
             raise PathError(
                 f"names, link targets and xattrs of more than {self._max_held} bytes in one layer"
             )
+
+
+def _pack_names(names: dict[bytes, int]) -> bytes:
+    nodes = array("I", [len(names), *names.values()])
+    return nodes.tobytes() + b"/".join(names)
+
+
+def _unpack_names(packed: bytes) -> dict[bytes, int]:
+    (count,) = array("I", packed[:4])
+    nodes = array("I", packed[4 : 4 + 4 * count])
+    return dict(zip(packed[4 + 4 * count :].split(b"/"), nodes, strict=True)) if count else {}
 
 
 def _shown(name: bytes) -> str:

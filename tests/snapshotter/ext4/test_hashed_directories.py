@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import time
 import uuid
@@ -143,4 +142,5 @@ def test_the_kernel_finds_one_of_100000_names_in_twice_the_time_of_one_of_100(
         assert sorted(os.listdir(root / "few")) == sorted(
             ["target", "target-0", "target-1", *few[1:]]
         )
-    assert statistics.median(samples["many"]) <= 2 * statistics.median(samples["few"])
+    # The best of each: on a loaded machine medians compare the load.
+    assert min(samples["many"]) <= 2 * min(samples["few"])
