@@ -34,6 +34,7 @@ _ROUNDS: Final = 5
 _MEMORY_ENTRIES: Final = 300_000
 _MAX_RESIDENT_MB: Final = 150.0
 _MKE2FS: Final = ("/sbin/mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-N", "60000")
+_POOL: Final = 32 * MIB
 _READ_SIZE: Final = 512 * KIB
 
 
@@ -229,9 +230,9 @@ def _many_entries(path: Path) -> Path:
 
 
 def _pool(rng: random.Random) -> bytes:
-    """Bytes that compress about as well as programs do."""
-    words = [rng.randbytes(rng.randrange(3, 12)) for _ in range(3_000)]
-    return b"".join(rng.choices(words, k=MIB // 4))
+    """Bytes that compress about as well as programs do, longer than a compressor's window."""
+    words = [rng.randbytes(rng.randrange(3, 12)) for _ in range(20_000)]
+    return b"".join(rng.choices(words, k=_POOL // 7))
 
 
 def _directories(tar: tarfile.TarFile, rng: random.Random, count: int) -> list[str]:
