@@ -232,7 +232,8 @@ def _many_entries(path: Path) -> Path:
 def _pool(rng: random.Random) -> bytes:
     """Bytes that compress about as well as programs do, longer than a compressor's window."""
     words = [rng.randbytes(rng.randrange(3, 12)) for _ in range(20_000)]
-    return b"".join(rng.choices(words, k=_POOL // 7))
+    frequency = [1 / rank for rank in range(1, len(words) + 1)]
+    return b"".join(rng.choices(words, frequency, k=_POOL // 7))
 
 
 def _directories(tar: tarfile.TarFile, rng: random.Random, count: int) -> list[str]:
