@@ -13,11 +13,21 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import containerd, convert, front_door, service, storage, uvm, vhdx
+from bench import (
+    containerd,
+    convert,
+    front_door,
+    layers,
+    service,
+    storage,
+    uvm,
+    vhdx,
+)
 from bench.measure import Comparison, Figure
 
 _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
     "storage": storage.run,
+    "layers": layers.run,
     "convert": convert.run,
     "vhdx": vhdx.run,
     "front_door": front_door.run,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.measure import Comparison, Figure, compare
-from snapshotter.scratch.template import ScratchTemplate
+from snapshotter.scratch.reflink import ReflinkSource
+from snapshotter.scratch.template import Allocation, ScratchTemplate
 from snapshotter.units import GIB, KIB, MIB
 
 _SCRATCH = 20 * GIB
@@ -33,7 +38,9 @@ def run() -> Iterator[Comparison | Figure]:
             lambda: _write_fresh(ScratchTemplate.build(_SCRATCH), directory),
             target_ms=10.0,
         )
-        yield _snapshot_disk(directory, template)
+        yield _snapshot_disk(directory, template, Allocation.SPARSE, target_ratio=0.02)
+        yield _snapshot_disk(directory, template, Allocation.DENSE, target_ratio=0.2)
+        yield from _reflinked_disk(directory, template)
 
 
 def _write_fresh(template: ScratchTemplate, directory: Path) -> None:
@@ -62,11 +69,29 @@ def _formatted_scratch(directory: Path) -> Comparison:
         lambda: _write_fresh(ScratchTemplate.build(_SCRATCH), directory),
         "mke2fs with upstream's options + qemu-img convert",
         peer,
-        target_ratio=0.10,
+        target_ratio=0.05,
     )
 
 
-def _snapshot_disk(directory: Path, template: ScratchTemplate) -> Comparison:
+def _snapshot_disk(
+    directory: Path, template: ScratchTemplate, allocation: Allocation, *, target_ratio: float
+) -> Comparison:
+    def ours() -> None:
+        path = directory / "sandbox.vhdx"
+        template.write(path, durable=False, allocation=allocation)
+        path.unlink()
+
+    return compare(
+        f"disk for a snapshot, {allocation.value}",
+        ours,
+        "copy of 17 MiB, 32 KiB at a time",
+        _upstream_copy(directory),
+        rounds=25,
+        target_ratio=target_ratio,
+    )
+
+
+def _upstream_copy(directory: Path) -> Callable[[], None]:
     """Upstream copies a template of 17 MiB with io.Copy's buffer of 32 KiB, without a flush."""
     source, copy = directory / "template.vhdx", directory / "copy.vhdx"
     source.write_bytes(b"\x5a" * (17 * MIB))
@@ -77,16 +102,51 @@ def _snapshot_disk(directory: Path, template: ScratchTemplate) -> Comparison:
                 write.write(part)
         copy.unlink()
 
-    def ours() -> None:
-        path = directory / "sandbox.vhdx"
-        template.write(path, durable=False)
-        path.unlink()
+    return peer
 
-    return compare(
-        "disk for a snapshot",
-        ours,
-        "copy of 17 MiB, 32 KiB at a time",
-        peer,
-        rounds=25,
-        target_ratio=0.05,
-    )
+
+def _reflinked_disk(directory: Path, template: ScratchTemplate) -> Iterator[Comparison]:
+    with _xfs(directory) as place:
+        if place is None:
+            return
+        with ReflinkSource.open(place, template) as source:
+            assert source is not None, "XFS shares blocks"
+
+            def ours() -> None:
+                path = place / "sandbox.vhdx"
+                source.write(path, durable=False)
+                path.unlink()
+
+            yield compare(
+                "disk for a snapshot, reflink (XFS)",
+                ours,
+                "copy of 17 MiB, 32 KiB at a time",
+                _upstream_copy(place),
+                rounds=25,
+                target_ratio=0.01,
+            )
+
+
+@contextmanager
+def _xfs(directory: Path) -> Iterator[Path | None]:
+    """Yield a mounted XFS, or None with the reason printed."""
+    image, place = directory / "xfs.raw", directory / "xfs"
+    program = shutil.which("mkfs.xfs", path="/sbin:/usr/sbin")
+    if program is None or os.geteuid() != 0:
+        print("skipped: reflink needs root and mkfs.xfs (package xfsprogs)", file=sys.stderr)
+        yield None
+        return
+    with image.open("wb") as file:
+        file.truncate(512 * MIB)
+    place.mkdir()
+    subprocess.run([program, "-q", str(image)], check=True)
+    mount = ["mount", "-o", "loop", str(image), str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"skipped: reflink: {done.stderr.strip()}", file=sys.stderr)
+        yield None
+        return
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

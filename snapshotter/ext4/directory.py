@@ -1,7 +1,8 @@
 """Directory blocks: names and the inodes they lead to.
 
-Documentation/filesystems/ext4/directory.rst. Directories are written linear; hashed ones are read
-as linear ones too, which their on-disk form allows: index nodes look like empty entries.
+Documentation/filesystems/ext4/directory.rst. Directories of one block are written linear, larger
+ones by `hashtree`; hashed ones are read as linear ones too, which their on-disk form allows: index
+nodes look like empty entries.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ FILE_TYPE: Final = {
     S_IFLNK: 7,
 }
 
+_DIRECTORY: Final = FILE_TYPE[S_IFDIR]
 _ENTRY = struct.Struct("<IHBB")
 _TAIL_SIZE = 12  # an entry without a name that holds the block's checksum
-_TAIL_TYPE = 0xDE
+TAIL_TYPE: Final = 0xDE
 _PADDING = [bytes(-(8 + length) % 4) for length in range(MAX_NAME + 1)]
 
 
@@ -55,31 +57,49 @@ def pack_directory(
 
     `seed` is the seed of the directory's inode (`inode_seed`) where blocks carry checksums.
     """
-    pack = _ENTRY.pack
     usable = BLOCK_SIZE - (0 if seed is None else _TAIL_SIZE)
     blocks: list[bytes] = []
-    records = [pack(number, 12, 1, 2) + b".\0\0\0", pack(parent, 12, 2, 2) + b"..\0\0"]
+    dots = dot_entries(number, parent, 24)
+    records = [dots[:12], dots[12:]]
     left = usable - 24
     for inode, name, file_type in entries:
         length = (len(name) + 11) & ~3
         if length > left:
-            blocks.append(_close_block(records, left, seed))
+            blocks.append(close_block(records, left, seed))
             records = []
             left = usable
-        records.append(pack(inode, length, len(name), file_type) + name + _PADDING[len(name)])
+        records.append(
+            _ENTRY.pack(inode, length, len(name), file_type) + name + _PADDING[len(name)]
+        )
         left -= length
-    blocks.append(_close_block(records, left, seed))
+    blocks.append(close_block(records, left, seed))
     return b"".join(blocks)
 
 
-def _close_block(records: list[bytes], left: int, seed: int | None) -> bytes:
-    # The last record of a block reaches to its end.
+def entry_size(name: bytes) -> int:
+    """Return the bytes that an entry of `name` takes."""
+    return (len(name) + 11) & ~3
+
+
+def pack_entry(inode: int, name: bytes, file_type: int) -> bytes:
+    """Return one entry."""
+    return _ENTRY.pack(inode, entry_size(name), len(name), file_type) + name + _PADDING[len(name)]
+
+
+def dot_entries(number: int, parent: int, length: int) -> bytes:
+    """Return the entries `.` and `..`, the latter reaching to `length` bytes from the start."""
+    dot = _ENTRY.pack(number, 12, 1, _DIRECTORY) + b".\0\0\0"
+    return dot + _ENTRY.pack(parent, length - 12, 2, _DIRECTORY) + b"..\0\0"
+
+
+def close_block(records: list[bytes], left: int, seed: int | None) -> bytes:
+    """Return the block of `records`, the last of which reaches over the `left` bytes to its end."""
     last = records[-1]
     records[-1] = last[:4] + struct.pack("<H", len(last) + left) + last[6:] + bytes(left)
     block = b"".join(records)
     if seed is None:
         return block
-    return block + struct.pack("<IHBBI", 0, _TAIL_SIZE, 0, _TAIL_TYPE, crc32c_raw(seed, block))
+    return block + struct.pack("<IHBBI", 0, _TAIL_SIZE, 0, TAIL_TYPE, crc32c_raw(seed, block))
 
 
 def unpack_directory_block(raw: bytes, *, at: int) -> Iterator[DirectoryEntry]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from snapshotter.crc32c import crc32c_raw
 from snapshotter.errors import Ext4CorruptError
 from snapshotter.ext4.format import BLOCK_SIZE
 from snapshotter.ext4.inode import INLINE_AREA
@@ -24,6 +25,7 @@ LEAF_ENTRIES: Final = (BLOCK_SIZE - 12) // 12
 _HEADER = struct.Struct("<HHHHI")
 _EXTENT = struct.Struct("<IHHI")
 _INDEX = struct.Struct("<IIHH")
+_TAIL_SIZE: Final = 4  # a checksum, where there are any
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,44 +59,57 @@ def split_run(physical: int, count: int) -> list[Extent]:
     ]
 
 
-def leaf_blocks_needed(count: int) -> int:
-    """Return how many tree blocks a file of `count` contiguous blocks needs outside its inode."""
-    extents = -(-count // MAX_EXTENT_BLOCKS)
-    return 0 if extents <= ROOT_ENTRIES else -(-extents // LEAF_ENTRIES)
-
-
-def pack_extents(extents: Sequence[Extent], *, leaf_block: int = 0) -> tuple[bytes, list[bytes]]:
+def pack_extents(
+    extents: Sequence[Extent], *, leaf_block: int = 0, seed: int | None = None
+) -> tuple[bytes, list[bytes]]:
     """Return (i_block, tree blocks) of a file; the tree blocks go to `leaf_block` and after.
 
-    At most 4 x 340 extents, which is 170 GiB of contiguous data.
+    `seed` is that of the file's inode where tree blocks carry checksums.
     """
     if len(extents) <= ROOT_ENTRIES:
-        return _node(extents, limit=ROOT_ENTRIES, size=INLINE_AREA), []
-    leaves = [extents[at : at + LEAF_ENTRIES] for at in range(0, len(extents), LEAF_ENTRIES)]
-    assert len(leaves) <= ROOT_ENTRIES, "more extents than a tree of depth 1 holds"
-    root = bytearray(_HEADER.pack(EXTENT_MAGIC, len(leaves), ROOT_ENTRIES, 1, 0))
-    for number, leaf in enumerate(leaves):
-        block = leaf_block + number
-        root += _INDEX.pack(leaf[0].logical, block & 0xFFFF_FFFF, block >> 32, 0)
-    return (
-        bytes(root).ljust(INLINE_AREA, b"\0"),
-        [_node(leaf, limit=LEAF_ENTRIES, size=BLOCK_SIZE) for leaf in leaves],
-    )
+        return _node(_pack_leaf(extents), limit=ROOT_ENTRIES, depth=0, size=INLINE_AREA), []
+    blocks: list[bytes] = []
+    depth = 0
+    level = [
+        (part[0].logical, _pack_leaf(part))
+        for part in (extents[at : at + LEAF_ENTRIES] for at in range(0, len(extents), LEAF_ENTRIES))
+    ]
+    while True:
+        index: list[tuple[int, bytes]] = []
+        for logical, entries in level:
+            place = leaf_block + len(blocks)
+            index.append((logical, _INDEX.pack(logical, place & 0xFFFF_FFFF, place >> 32, 0)))
+            block = _node(entries, limit=LEAF_ENTRIES, depth=depth, size=BLOCK_SIZE - _TAIL_SIZE)
+            checksum = 0 if seed is None else crc32c_raw(seed, block)
+            blocks.append(block + struct.pack("<I", checksum))
+        depth += 1
+        if len(index) <= ROOT_ENTRIES:
+            entries = [packed for _, packed in index]
+            return _node(entries, limit=ROOT_ENTRIES, depth=depth, size=INLINE_AREA), blocks
+        level = [
+            (index[at][0], [packed for _, packed in index[at : at + LEAF_ENTRIES]])
+            for at in range(0, len(index), LEAF_ENTRIES)
+        ]
 
 
-def _node(extents: Sequence[Extent], *, limit: int, size: int) -> bytes:
-    raw = bytearray(_HEADER.pack(EXTENT_MAGIC, len(extents), limit, 0, 0))
-    for extent in extents:
-        raw += _EXTENT.pack(
+def _pack_leaf(extents: Sequence[Extent]) -> list[bytes]:
+    return [
+        _EXTENT.pack(
             extent.logical, extent.count, extent.physical >> 32, extent.physical & 0xFFFF_FFFF
         )
-    return bytes(raw).ljust(size, b"\0")
+        for extent in extents
+    ]
 
 
-def unpack_node(raw: bytes, *, at: int | None = None) -> ExtentNode:
+def _node(entries: Sequence[bytes], *, limit: int, depth: int, size: int) -> bytes:
+    head = _HEADER.pack(EXTENT_MAGIC, len(entries), limit, depth, 0)
+    return (head + b"".join(entries)).ljust(size, b"\0")
+
+
+def unpack_node(raw: bytes, *, at: int | None = None, seed: int | None = None) -> ExtentNode:
     """Decode a node from i_block or a tree block; `at` is its offset on disk, for errors.
 
-    Raises Ext4CorruptError.
+    A tree block's checksum is verified where its inode's `seed` is given. Raises Ext4CorruptError.
     """
     magic, entries, limit, depth, _ = _HEADER.unpack_from(raw)
     if magic != EXTENT_MAGIC:
@@ -103,6 +118,11 @@ def unpack_node(raw: bytes, *, at: int | None = None) -> ExtentNode:
         raise Ext4CorruptError("extent header", f"{entries} entries of {limit}", offset=at)
     if depth > MAX_DEPTH:
         raise Ext4CorruptError("extent header", f"depth {depth}", offset=at)
+    if seed is not None:
+        tail = 12 + 12 * limit
+        stored = raw[tail : tail + _TAIL_SIZE]
+        if stored != struct.pack("<I", crc32c_raw(seed, raw[:tail])):
+            raise Ext4CorruptError("extent block checksum", "does not match its block", offset=at)
     places = range(12, 12 + 12 * entries, 12)
     if depth:
         indexes = [_INDEX.unpack_from(raw, place) for place in places]

@@ -27,6 +27,7 @@ SUPERBLOCK_SIZE: Final = 1 * KIB
 MAGIC: Final = 0xEF53
 
 ROOT_INODE: Final = 2
+RESIZE_INODE: Final = 7
 JOURNAL_INODE: Final = 8
 FIRST_INODE: Final = 11  # s_first_ino; it is lost+found by custom
 LOST_AND_FOUND: Final = b"lost+found"

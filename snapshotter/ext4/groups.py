@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snapshotter.crc32c import crc32c_raw
-from snapshotter.ext4.format import BLOCK_SIZE
+from snapshotter.errors import Ext4CorruptError
+from snapshotter.ext4.format import BLOCK_SIZE, RoCompat, Superblock
 
 
 class GroupFlag(enum.IntFlag):
@@ -55,6 +56,8 @@ _HIGH: Final = [
 DESCRIPTOR: Final = np.dtype(_LOW)
 DESCRIPTOR_64: Final = np.dtype(_LOW + _HIGH)
 
+_CHECKSUM_AT: Final = 0x1E  # bg_checksum
+
 assert DESCRIPTOR.itemsize == 32
 assert DESCRIPTOR_64.itemsize == 64
 
@@ -68,6 +71,47 @@ def seal_descriptors(table: NDArray[np.void], seed: int) -> None:
         crc32c_raw(crc32c_raw(seed, struct.pack("<I", group)), raw[at : at + size]) & 0xFFFF
         for group, at in enumerate(range(0, len(raw), size))
     ]
+
+
+def check_descriptor(raw: bytes, group: int, superblock: Superblock, *, at: int) -> None:
+    """Verify the checksum of one descriptor where the features say that it has one.
+
+    `at` is its offset on disk, for errors. Raises Ext4CorruptError.
+    """
+    (stored,) = struct.unpack_from("<H", raw, _CHECKSUM_AT)
+    number = struct.pack("<I", group)
+    if superblock.has_checksums:
+        blank = raw[:_CHECKSUM_AT] + bytes(2) + raw[_CHECKSUM_AT + 2 :]
+        expected = crc32c_raw(crc32c_raw(superblock.checksum_seed, number), blank) & 0xFFFF
+    elif superblock.ro_compat & RoCompat.GDT_CSUM:
+        covered = raw[:_CHECKSUM_AT] + raw[_CHECKSUM_AT + 2 :]
+        expected = _crc16(superblock.uuid + number + covered)
+    else:
+        return
+    if stored != expected:
+        raise Ext4CorruptError(
+            "group descriptor checksum", f"{stored:#06x}, not {expected:#06x}", offset=at
+        )
+
+
+def _crc16(data: bytes) -> int:
+    """Return the CRC-16 of uninit_bg (Linux lib/crc16: polynomial 0x8005 reflected, from ~0)."""
+    value = 0xFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0xA001 if value & 1 else 0)
+    return value
+
+
+def checksum_bitmaps(
+    table: NDArray[np.void], bitmaps: NDArray[np.uint8], inodes_per_group: int, *, seed: int
+) -> None:
+    """Note the checksums of the bitmaps: rows of (block bitmap, inode bitmap), one a group."""
+    for group, (blocks, inodes) in enumerate(bitmaps):
+        table["block_bitmap_checksum"][group] = crc32c_raw(seed, blocks.tobytes()) & 0xFFFF
+        used = inodes[: inodes_per_group // 8].tobytes()
+        table["inode_bitmap_checksum"][group] = crc32c_raw(seed, used) & 0xFFFF
 
 
 def prefix_bitmap(used: int, valid: int) -> bytes:

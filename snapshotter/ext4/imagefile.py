@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import secrets
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NoReturn, Self
@@ -17,9 +19,11 @@ from typing import Final, NoReturn, Self
 from snapshotter.errors import UnavailableError
 from snapshotter.ext4.format import BLOCK_SIZE
 from snapshotter.platform.patience import patiently
+from snapshotter.units import MIB
 
 _MAX_VECTOR: Final = 1024  # IOV_MAX of Linux
 _BATCH: Final = 256 * BLOCK_SIZE
+_SYNC_EVERY: Final = 64 * MIB
 
 Buffer = bytes | memoryview
 
@@ -27,8 +31,12 @@ Buffer = bytes | memoryview
 class ImageFile:
     """A file that grows by blocks. Every method raises UnavailableError where the disk refuses."""
 
-    def __init__(self, descriptor: int, temporary: Path, target: Path) -> None:
+    def __init__(
+        self, descriptor: int, temporary: Path, target: Path, sync: _EarlySync | None
+    ) -> None:
         self._descriptor = descriptor
+        self._sync = sync
+        self._unsynced = 0
         self._temporary = temporary
         self._target = target
         self._waiting: list[Buffer] = []
@@ -37,15 +45,18 @@ class ImageFile:
 
     @classmethod
     @contextlib.contextmanager
-    def create(cls, target: Path) -> Iterator[Self]:
-        """Yield a new file that `publish` will put in the place of `target`."""
+    def create(cls, target: Path, *, durable: bool = True) -> Iterator[Self]:
+        """Yield a new file that `publish` will put in the place of `target`.
+
+        Without `durable`, a power cut soon after `publish` may leave a file of zeros.
+        """
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         try:
             descriptor = os.open(temporary, flags | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
             raise UnavailableError(f"cannot create {target}: {error.strerror}") from error
-        image = cls(descriptor, temporary, target)
+        image = cls(descriptor, temporary, target, _EarlySync(descriptor) if durable else None)
         try:
             yield image
         finally:
@@ -86,28 +97,45 @@ class ImageFile:
 
     def write_head(self, data: bytes) -> None:
         """Write `data` at the start of the file."""
-        self._write_at(0, data)
+        self.write_at(0, data)
 
-    def finish(self, size: int, trailer: bytes) -> None:
-        """Set the length to `size` bytes, and write `trailer` after them."""
+    def truncate(self, size: int) -> None:
+        """Set the length to `size` bytes."""
         self.flush()
         try:
             os.ftruncate(self._descriptor, size)
         except OSError as error:
             self._refused(error)
-        self._write_at(size, trailer)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`, which must be there."""
+        self.flush()
+        parts = []
+        try:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            while length and (part := os.read(self._descriptor, length)):
+                parts.append(part)
+                length -= len(part)
+        except OSError as error:
+            self._refused(error)
+        return b"".join(parts)
 
     def publish(self) -> None:
-        """Make everything durable and give the file its name, replacing what had it."""
+        """Give the file its name, replacing what had it, and make all of that durable."""
+        durable = self._sync is not None
         try:
-            os.fsync(self._descriptor)
+            self._end_sync()
+            if durable:
+                os.fsync(self._descriptor)
             self._close()
             patiently(lambda: self._temporary.replace(self._target))
-            _sync_directory(self._target.parent)
+            if durable:
+                _sync_directory(self._target.parent)
         except OSError as error:
             self._refused(error)
 
-    def _write_at(self, offset: int, data: bytes) -> None:
+    def write_at(self, offset: int, data: bytes) -> None:
+        """Write `data` at `offset`; `append` does not go on after that."""
         self.flush()
         try:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
@@ -121,20 +149,62 @@ class ImageFile:
                 batch = pieces[start : start + _MAX_VECTOR]
                 total = sum(map(len, batch))
                 written = _write_vector(self._descriptor, batch)
+                self._unsynced += total
                 if written < total:  # rare: the disk is nearly full, or a signal came
                     rest = memoryview(b"".join(batch))[written:]
                     while rest:
                         rest = rest[os.write(self._descriptor, rest) :]
         except OSError as error:
             self._refused(error)
+        if self._sync and self._unsynced >= _SYNC_EVERY:
+            self._unsynced = 0
+            self._sync.request()
 
     def _refused(self, error: OSError) -> NoReturn:
         raise UnavailableError(f"cannot write {self._target}: {error.strerror}") from error
 
+    def _end_sync(self) -> None:
+        sync, self._sync = self._sync, None
+        if sync:
+            sync.stop()
+
     def _close(self) -> None:
+        self._end_sync()
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
+
+
+class _EarlySync:
+    """Has the system write while there is still more to come, so that the last fsync is short.
+
+    A hint and no more: an error here comes again at that fsync, which counts.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None  # small layers need none
+
+    def request(self) -> None:
+        """Begin to write what is there, or soon."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="layer-sync", daemon=True)
+            self._thread.start()
+        if self._requests.empty():
+            self._requests.put(True)
+
+    def stop(self) -> None:
+        """Return when the descriptor is not used any more."""
+        if self._thread is not None:
+            self._requests.put(False)
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        while self._requests.get():
+            with contextlib.suppress(OSError):
+                os.fsync(self._descriptor)
 
 
 if sys.platform == "win32":

@@ -7,7 +7,6 @@ Source of the semantics: hcsshim ext4/tar2ext4 with ConvertWhiteout and AppendVh
 
 from __future__ import annotations
 
-import hashlib
 import uuid as uuids
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,12 +16,14 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from snapshotter.compression import open_stream
 from snapshotter.errors import InvalidArgumentError, LayerError
 from snapshotter.ext4.format import BLOCK_SIZE
+from snapshotter.ext4.hashing import StreamHasher
 from snapshotter.ext4.imagefile import ImageFile
 from snapshotter.ext4.layertree import LayerTree
 from snapshotter.ext4.tarheader import decode_members
 from snapshotter.ext4.tarscan import TarScanner
+from snapshotter.ext4.verity import VerityTree, write_verity
 from snapshotter.ext4.writer import FIRST_DATA_BLOCK, MAX_DISK_BLOCKS, write_metadata
-from snapshotter.units import GIB, KIB
+from snapshotter.units import GIB, KIB, MIB
 from snapshotter.vhd import fixed_footer
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class ConversionLimits:
     max_disk: int = 128 * GIB
     max_file: int = 128 * GIB
     max_entries: int = 1_000_000
-    max_metadata: int = 2 * GIB  # tar headers, extended ones included: they are held in memory
+    max_metadata: int = 2 * GIB  # tar headers, extended ones included
+    max_held: int = 64 * MIB  # names, link targets, distinct xattrs: they stay in memory
     max_stream: int = 256 * GIB  # uncompressed, what follows the end of the tar included
 
     def __post_init__(self) -> None:
@@ -55,9 +57,10 @@ class ConvertedLayer:
 
     diff_id: str  # "sha256:..." of the whole uncompressed stream, what follows the tar included
     uncompressed_size: int
-    disk_size: int  # of the ext4; the file has 512 bytes more
+    disk_size: int  # of the ext4 and its dm-verity tree; the file has 512 bytes more
     entries: int
     ignored_xattrs: tuple[str, ...]  # names in namespaces that ext4 does not have
+    verity: VerityTree | None = None
 
 
 def convert_layer(
@@ -66,24 +69,32 @@ def convert_layer(
     *,
     limits: ConversionLimits | None = None,
     progress: Callable[[int], None] | None = None,
+    durable: bool = True,
+    checksums: bool = False,
+    verity: bool = False,
 ) -> ConvertedLayer:
     """Write the layer in `stream` to `target` and return what it is.
 
-    `stream` is read to its end; `progress` is told the uncompressed bytes so far. On failure
-    nothing is left and a `target` that was there before is untouched. Raises LayerError,
-    UnavailableError.
+    `stream` is read to its end; `progress` is told the uncompressed bytes so far. `durable` means
+    that it survives a power cut from then on. On failure nothing is left and a `target` that was
+    there before is untouched. Raises LayerError, UnavailableError.
     """
     limits = limits or ConversionLimits()
-    with ImageFile.create(target) as image:
-        result = _Conversion(image, limits).run(open_stream(stream), progress)
+    with ImageFile.create(target, durable=durable) as image:
+        conversion = _Conversion(image, limits, checksums=checksums, verity=verity)
+        result = conversion.run(open_stream(stream), progress)
         image.publish()
     return result
 
 
 class _Conversion:
-    def __init__(self, image: ImageFile, limits: ConversionLimits) -> None:
+    def __init__(
+        self, image: ImageFile, limits: ConversionLimits, *, checksums: bool, verity: bool
+    ) -> None:
         self._image = image
         self._limits = limits
+        self._checksums = checksums
+        self._verity = verity
         self._max_blocks = limits.max_disk // BLOCK_SIZE
         self._scanner = TarScanner(
             first_block=FIRST_DATA_BLOCK,
@@ -91,46 +102,54 @@ class _Conversion:
             max_file=limits.max_file,
             max_metadata=limits.max_metadata,
         )
-        self._tree = LayerTree()
+        self._tree = LayerTree(max_held=limits.max_held)
 
     def run(self, stream: BinaryIO, progress: Callable[[int], None] | None) -> ConvertedLayer:
         image, scanner = self._image, self._scanner
         image.start_at(FIRST_DATA_BLOCK)
-        digest = hashlib.sha256()
         done = 0
-        buffer = memoryview(bytearray(_CHUNK))
-        while count := _read_into(stream, buffer):
-            chunk = buffer[:count]
-            digest.update(chunk)
-            done += count
-            if done > self._limits.max_stream:
-                raise LayerError(f"more than {self._limits.max_stream} bytes uncompressed")
-            if not scanner.ended:
-                image.write_pieces(scanner.feed(chunk))
-                if scanner.batch_is_due:
-                    self._collect()
-            if progress:
-                progress(done)
-        scanner.finish()
-        self._collect()
-
-        diff_id = f"sha256:{digest.hexdigest()}"
+        with StreamHasher(_CHUNK) as hasher:
+            while True:
+                buffer = hasher.take()
+                count = _read_into(stream, buffer)
+                if not count:
+                    break
+                hasher.hash(buffer, count)
+                done += count
+                if done > self._limits.max_stream:
+                    raise LayerError(f"more than {self._limits.max_stream} bytes uncompressed")
+                if not scanner.ended:
+                    image.write_pieces(scanner.feed(buffer[:count]))
+                    if scanner.batch_is_due:
+                        self._collect()
+                if progress:
+                    progress(done)
+            scanner.finish()
+            self._collect()
+            diff_id = f"sha256:{hasher.hexdigest()}"
         image.block = scanner.next_block
         blocks = write_metadata(
             image,
             self._tree,
             uuid=uuids.uuid5(_NAMESPACE, f"ext4 {diff_id}"),
             max_blocks=self._max_blocks,
+            checksums=self._checksums,
         )
         size = blocks * BLOCK_SIZE
+        image.truncate(size)
+        tree = None
+        if self._verity:
+            tree = write_verity(image, size, uuid=uuids.uuid5(_NAMESPACE, f"verity {diff_id}"))
+            size += tree.size
         unique_id = uuids.uuid5(_NAMESPACE, f"vhd {diff_id}")
-        image.finish(size, fixed_footer(size, unique_id=unique_id, timestamp=0))
+        image.write_at(size, fixed_footer(size, unique_id=unique_id, timestamp=0))
         return ConvertedLayer(
             diff_id,
             uncompressed_size=done,
             disk_size=size,
             entries=self._tree.count,
             ignored_xattrs=tuple(dict.fromkeys(self._tree.ignored_xattrs)),
+            verity=tree,
         )
 
     def _collect(self) -> None:

@@ -12,7 +12,9 @@ Nothing is resolved through symlinks, and a name that leaves the layer is an err
 
 from __future__ import annotations
 
-from typing import Final
+from array import array
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +46,20 @@ ROOT: Final = 0  # node numbers
 LOST: Final = 1
 NO_MEMBER: Final = -1  # a node that no member describes
 
+# What is kept of each member for its inode, and how.
+COLUMNS: Final[dict[str, type[np.generic]]] = {
+    "mode": np.uint16,
+    "uid": np.uint32,
+    "gid": np.uint32,
+    "mtime": np.int64,
+    "mtime_ns": np.uint32,
+    "size": np.int64,
+    "block": np.uint32,
+}
+
+_PACK_EVERY: Final = 32_768  # names
+_PACK_UP_TO: Final = 512
+_NO_LIMIT: Final = 1 << 62
 _WHITEOUT: Final = b".wh."
 _META_WHITEOUT: Final = b".wh..wh."
 _OPAQUE_MARK: Final = b".wh..wh..opq"
@@ -52,7 +68,7 @@ _MAX_TARGET: Final = BLOCK_SIZE - 1
 _MAX_REPORTED: Final = 100
 
 _KINDS: Final = {
-    **dict.fromkeys(b"0\x007", S_IFREG),
+    **dict.fromkeys(b"0\x007S", S_IFREG),
     SYMLINK: S_IFLNK,
     CHAR_DEVICE: S_IFCHR,
     BLOCK_DEVICE: S_IFBLK,
@@ -63,26 +79,61 @@ _OLD_REGULAR: Final = 0  # the type of V7 tars, which mark directories by a slas
 
 
 class LayerTree:
-    """Nodes by number, each list indexed by it; `links` of 0 means that the node is gone."""
+    """Nodes by number, each array indexed by it; `links` of 0 means that the node is gone.
 
-    def __init__(self) -> None:
-        self.kinds: list[int] = [S_IFDIR, S_IFDIR]
-        self.links: list[int] = [1, 1]  # names that lead here
-        self.members: list[int] = [NO_MEMBER, NO_MEMBER]  # by number in the whole tar
-        self.children: dict[int, dict[bytes, int]] = {ROOT: {LOST_AND_FOUND: LOST}, LOST: {}}
-        self.parents: dict[int, int] = {ROOT: ROOT, LOST: ROOT}  # of directories
+    `max_held` bounds the bytes of names, link targets and xattrs, which stay in memory.
+    """
+
+    def __init__(self, *, max_held: int = _NO_LIMIT) -> None:
+        self.kinds = array("H", [S_IFDIR, S_IFDIR])
+        self.links = array("I", [1, 1])  # names that lead here
+        self.members = array("i", [NO_MEMBER, NO_MEMBER])  # by number in the whole tar
+        self.parents = array("I", [ROOT, ROOT])  # of directories
         self.targets: dict[int, bytes] = {}  # of symlinks
-        self.devices: dict[int, int] = {}
         self.xattrs: dict[int, dict[bytes, bytes]] = {}
+        self.extents: dict[int, NDArray[np.int64]] = {}  # of sparse files, by member
         self.ignored_xattrs: list[str] = []
         self.count = 0
-        self._batches: list[Members] = []
+        # Names in a directory: a dict while it is in use, else packed (`_pack_names`).
+        self._children: dict[int, dict[bytes, int] | bytes] = {
+            ROOT: {LOST_AND_FOUND: LOST},
+            LOST: {},
+        }
+        self._unpacked = 0  # names that came into dicts since the last packing
+        self._devices: dict[int, int] = {}
+        self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in COLUMNS}
+        self._max_held = max_held
+        self._held = 0
+        self._known_xattrs: dict[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]] = {}
 
-    def column(self, name: str) -> NDArray[np.int64]:
-        """Return one column of all members: mode, uid, gid, mtime, mtime_ns, size or block."""
-        if not self._batches:
-            return np.zeros(0, np.int64)
-        return np.concatenate([getattr(batch, name) for batch in self._batches])
+    @property
+    def devices(self) -> NDArray[np.uint32]:
+        """The device number of each node, made anew; 0 for what is no device."""
+        numbers = np.zeros(len(self.kinds), np.uint32)
+        for node, number in self._devices.items():
+            numbers[node] = number
+        return numbers
+
+    def is_directory(self, node: int) -> bool:
+        """Return whether a live node is a directory."""
+        return self.kinds[node] == S_IFDIR
+
+    def directories(self) -> Iterable[int]:
+        """Return the live directories."""
+        return self._children
+
+    def children(self, directory: int) -> Mapping[bytes, int]:
+        """Return the names in a live directory, in the order in which they came."""
+        names = self._children[directory]
+        return _unpack_names(names) if isinstance(names, bytes) else names
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return one column of all members, one of `COLUMNS`."""
+        parts = self._columns[name]
+        if len(parts) != 1:
+            whole = np.concatenate(parts) if parts else np.zeros(0, COLUMNS[name])
+            parts[:] = [whole]
+        return parts[0]
 
     def add(self, members: Members) -> None:
         """Put the next members into the tree. Raises LayerError naming the member at fault."""
@@ -118,8 +169,32 @@ class LayerTree:
         members.links.clear()
         members.types.clear()
         members.xattrs.clear()
-        self._batches.append(members)
+        for column, so_far in self._columns.items():
+            so_far.append(getattr(members, column).astype(COLUMNS[column]))
+        for index, extents in members.extents.items():
+            self.extents[self.count + index] = extents
         self.count += len(members.size)
+        self._unpacked += len(members.size)
+        if self._unpacked >= _PACK_EVERY:
+            self._pack_directories()
+
+    def _names(self, directory: int) -> dict[bytes, int]:
+        """Return the names in a directory, to be looked at and changed."""
+        names = self._children[directory]
+        if isinstance(names, bytes):
+            names = self._children[directory] = _unpack_names(names)
+            self._unpacked += len(names)
+        return names
+
+    def _pack_directories(self) -> None:
+        """Keep directories of a usual size in a fifth of the memory, until they are asked again.
+
+        Large ones stay as they are, lest a tar that jumps between two of them takes for ever.
+        """
+        self._unpacked = 0
+        for directory, names in self._children.items():
+            if not isinstance(names, bytes) and len(names) <= _PACK_UP_TO:
+                self._children[directory] = _pack_names(names)
 
     @staticmethod
     def _is_foreign(path: bytes) -> bool:
@@ -130,12 +205,12 @@ class LayerTree:
         """Return the directory at `path`, made where it is missing."""
         node = ROOT
         for part in path.split(b"/") if path else ():
-            child = self.children[node].get(part)
+            child = self._names(node).get(part)
             if child is None:
                 if part.startswith(_WHITEOUT):
                     raise PathError("a member below a whiteout")
                 child = self._new_directory(node, part, self.members[node])
-            elif child not in self.children:
+            elif not self.is_directory(child):
                 if not self._is_whiteout(child):
                     raise PathError(f"{_shown(part)} on its way is not a directory")
                 replaced = child
@@ -153,10 +228,10 @@ class LayerTree:
 
     def _place(self, directory: int, base: bytes, kind: int, members: Members, index: int) -> bool:
         """Put one member into `directory`; returns whether a directory had to go for it."""
-        siblings = self.children[directory]
+        siblings = self._names(directory)
         old = siblings.get(base)
         if kind == DIRECTORY:
-            if old is not None and old in self.children:
+            if old is not None and self.is_directory(old):
                 node = old
                 self.members[node] = self.count + index
             else:
@@ -178,14 +253,17 @@ class LayerTree:
         else:
             node = self._new_node(_KINDS[kind], self.count + index)
             if kind == SYMLINK:
-                self.targets[node] = self._checked_target(members.links[index])
+                self.targets[node] = target = self._checked_target(members.links[index])
+                self._hold(len(target))
             elif kind in (CHAR_DEVICE, BLOCK_DEVICE):
-                self.devices[node] = members.devices[index]
-            self._add_xattrs(node, members.xattrs.get(index))
+                self._devices[node] = members.devices[index]
+            if members.xattrs:
+                self._add_xattrs(node, members.xattrs.get(index))
         siblings[base] = node
         if old is None:
+            self._hold(len(base))
             return False
-        gone = old in self.children
+        gone = self.is_directory(old)
         self._unlink(old)
         return gone
 
@@ -198,12 +276,12 @@ class LayerTree:
         hidden = base[len(_WHITEOUT) :]
         if hidden in (b"", b".", b".."):
             raise PathError("a whiteout of no name")
-        siblings = self.children[directory]
+        siblings = self._names(directory)
         node = siblings.get(hidden)
         if node is None:
-            siblings[hidden] = whiteout = self._new_node(S_IFCHR, NO_MEMBER)
-            self.devices[whiteout] = 0
-        elif node in self.children:
+            self._hold(len(hidden))
+            siblings[hidden] = self._new_node(S_IFCHR, NO_MEMBER)
+        elif self.is_directory(node):
             self._set_opaque(node)
 
     def _is_whiteout(self, node: int) -> bool:
@@ -211,13 +289,13 @@ class LayerTree:
 
     def _link_target(self, name: bytes) -> int:
         *path, base = split_path(name) or [b""]
-        node: int | None = ROOT
+        node = ROOT
         for part in [*path, base]:
-            node = self.children[node].get(part) if node in self.children else None
-            if node is None:
+            child = self._names(node).get(part) if self.is_directory(node) else None
+            if child is None:
                 raise PathError(f"hard link to {_shown(name)}, which is not before it in the layer")
-        assert node is not None
-        if node in self.children or self._is_whiteout(node):
+            node = child
+        if self.is_directory(node) or self._is_whiteout(node):
             raise PathError(f"hard link to {_shown(name)}, which is not a file")
         return node
 
@@ -231,13 +309,15 @@ class LayerTree:
         self.kinds.append(kind)
         self.links.append(1)
         self.members.append(member)
+        self.parents.append(ROOT)
         return len(self.kinds) - 1
 
     def _new_directory(self, parent: int, name: bytes, member: int) -> int:
+        self._hold(len(name))
         node = self._new_node(S_IFDIR, member)
-        self.children[node] = {}
+        self._children[node] = {}
         self.parents[node] = parent
-        self.children[parent][name] = node
+        self._names(parent)[name] = node
         return node
 
     def _unlink(self, node: int) -> None:
@@ -247,19 +327,51 @@ class LayerTree:
             node = gone.pop()
             self.links[node] -= 1
             if self.links[node] == 0:
-                gone.extend(self.children.pop(node, {}).values())
-                for kept in (self.parents, self.targets, self.devices, self.xattrs):
-                    kept.pop(node, None)
+                names = self._children.pop(node, {})
+                gone.extend((_unpack_names(names) if isinstance(names, bytes) else names).values())
+                self.targets.pop(node, None)
+                self._devices.pop(node, None)
+                self.xattrs.pop(node, None)
 
     def _set_opaque(self, directory: int) -> None:
-        self.xattrs.setdefault(directory, {})[_OPAQUE_XATTR] = b"y"
+        self._merge_xattrs(directory, {_OPAQUE_XATTR: b"y"})
 
     def _add_xattrs(self, node: int, xattrs: dict[bytes, bytes] | None) -> None:
-        for name, value in (xattrs or {}).items():
-            if is_supported_name(name):
-                self.xattrs.setdefault(node, {})[name] = value
-            elif len(self.ignored_xattrs) < _MAX_REPORTED:
-                self.ignored_xattrs.append(_shown(name))
+        if not xattrs:
+            return
+        supported = {name: value for name, value in xattrs.items() if is_supported_name(name)}
+        if len(supported) < len(xattrs) and len(self.ignored_xattrs) < _MAX_REPORTED:
+            self.ignored_xattrs += [_shown(name) for name in xattrs if name not in supported]
+            del self.ignored_xattrs[_MAX_REPORTED:]
+        if supported:
+            self._merge_xattrs(node, supported)
+
+    def _merge_xattrs(self, node: int, more: dict[bytes, bytes]) -> None:
+        merged = {**self.xattrs.get(node, {}), **more}
+        key = tuple(merged.items())
+        known = self._known_xattrs.get(key)  # whole layers carry the same label
+        if known is None:
+            self._hold(sum(len(name) + len(value) for name, value in key))
+            known = self._known_xattrs[key] = merged
+        self.xattrs[node] = known
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > self._max_held:
+            raise PathError(
+                f"names, link targets and xattrs of more than {self._max_held} bytes in one layer"
+            )
+
+
+def _pack_names(names: dict[bytes, int]) -> bytes:
+    nodes = array("I", [len(names), *names.values()])
+    return nodes.tobytes() + b"/".join(names)
+
+
+def _unpack_names(packed: bytes) -> dict[bytes, int]:
+    (count,) = array("I", packed[:4])
+    nodes = array("I", packed[4 : 4 + 4 * count])
+    return dict(zip(packed[4 + 4 * count :].split(b"/"), nodes, strict=True)) if count else {}
 
 
 def _shown(name: bytes) -> str:

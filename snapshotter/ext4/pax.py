@@ -7,12 +7,17 @@ from typing import Final
 XATTR_PREFIX: Final = b"SCHILY.xattr."
 SPARSE_PREFIX: Final = b"GNU.sparse."
 
+_SPARSE_PAIR: Final = (SPARSE_PREFIX + b"offset", SPARSE_PREFIX + b"numbytes")
 _NANO: Final = 1_000_000_000
 
 
 def parse_records(raw: bytes) -> dict[bytes, bytes]:
-    """Return key to value, in the order of the records. Raises ValueError."""
+    """Return key to value, in the order of the records. Raises ValueError.
+
+    The pairs of records of a sparse map (GNU 0.0) come back as the one record of GNU 0.1.
+    """
     records: dict[bytes, bytes] = {}
+    sparse: list[bytes] = []
     place = 0
     while place < len(raw):
         if not raw[place]:  # some writers pad with zeros
@@ -27,8 +32,15 @@ def parse_records(raw: bytes) -> dict[bytes, bytes]:
         key, equals, value = raw[space + 1 : end - 1].partition(b"=")
         if not equals or not key or b"\0" in key:
             raise ValueError(f"a PAX record without a key: {key[:40]!r}")
-        records[key] = value
+        if key in _SPARSE_PAIR:
+            if key != _SPARSE_PAIR[len(sparse) % 2]:
+                raise ValueError("sparse offsets and lengths that do not take turns")
+            sparse.append(value)
+        else:
+            records[key] = value
         place = end
+    if sparse:
+        records[SPARSE_PREFIX + b"map"] = b",".join(sparse)
     return records
 
 

@@ -21,6 +21,7 @@ from snapshotter.errors import (
 )
 from snapshotter.ext4.directory import unpack_directory_block
 from snapshotter.ext4.format import BLOCK_SIZE, ROOT_INODE, Incompat, Superblock
+from snapshotter.ext4.hashtree import check_directory_block
 from snapshotter.ext4.inode import INLINE_AREA, Inode, InodeFlag, decode_device
 from snapshotter.ext4.volume import Volume
 from snapshotter.ext4.xattr import unpack_block, unpack_tail
@@ -144,7 +145,9 @@ class Ext4:
         found = unpack_tail(tail, at=at)
         if inode.xattr_block:
             block = self._volume.read_block(inode.xattr_block)
-            found.update(unpack_block(block, at=inode.xattr_block * self._volume.block_size))
+            superblock = self.superblock
+            seed = superblock.checksum_seed if superblock.has_checksums else None
+            found.update(unpack_block(block, inode.xattr_block, seed=seed))
         return {_text(name): value for name, value in found.items()}
 
     def walk(self, path: str = "/") -> Iterator[tuple[str, FileStat]]:
@@ -196,6 +199,7 @@ class Ext4:
         if inode.size % size or inode.size > _MAX_DIRECTORY:
             raise Ext4CorruptError("directory", f"inode {number} of {inode.size} bytes")
         entries: dict[bytes, int] = {}
+        seed = self._volume.seed_of(number, inode)
         for extent in self._volume.extents(number, inode):
             if not extent.written:
                 raise Ext4CorruptError("directory", f"inode {number} has unwritten blocks")
@@ -203,6 +207,8 @@ class Ext4:
             for index in range(stop):
                 block = extent.physical + index
                 raw = self._volume.read_block(block)
+                if seed is not None:
+                    check_directory_block(raw, seed=seed, at=block * size)
                 for entry in unpack_directory_block(raw, at=block * size):
                     if entry.name in (b".", b".."):
                         continue

@@ -59,6 +59,8 @@ class RawMembers:
     blocks: list[int] = field(default_factory=list)  # where its data starts in the image
     overrides: dict[int, Mapping[bytes, bytes]] = field(default_factory=dict)  # PAX and GNU names
     extended: list[bytes] = field(default_factory=list)  # headers of those, to be verified
+    # Of sparse files: rows of (logical block, block in the image, count).
+    extents: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Members:
     block: IntColumn
     devices: dict[int, int]
     xattrs: dict[int, dict[bytes, bytes]]
+    extents: dict[int, NDArray[np.int64]]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -132,7 +135,7 @@ def decode_members(raw: RawMembers) -> Members:
         names,
         links,
         types,
-        mode=_numbers(rows, _MODE, raw, "mode"),
+        mode=_numbers(rows, _MODE, raw, "mode") & 0o7777,
         uid=_numbers(rows, _UID, raw, "uid"),
         gid=_numbers(rows, _GID, raw, "gid"),
         mtime=_numbers(rows, _MTIME, raw, "mtime"),
@@ -141,6 +144,7 @@ def decode_members(raw: RawMembers) -> Members:
         block=np.array(raw.blocks, np.int64),
         devices={},
         xattrs={},
+        extents=raw.extents,
     )
     for index, overrides in raw.overrides.items():
         try:

@@ -8,12 +8,21 @@ as the caller takes the members whenever a batch is due.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
 from snapshotter.errors import LayerError
 from snapshotter.ext4 import pax
 from snapshotter.ext4.format import BLOCK_SIZE
+from snapshotter.ext4.sparse import (
+    FrontMap,
+    OldMap,
+    is_sparse,
+    pax_map,
+    plan_sparse,
+    sparse_name,
+)
 from snapshotter.ext4.tarheader import (
     HEADER_ONLY,
     HEADER_SIZE,
@@ -37,6 +46,7 @@ _MAX_GLOBALS: Final = 64  # each is kept once a member
 _BATCH: Final = 4096  # headers decoded at once
 _MAX_BATCH_EXTENDED: Final = 4 * MIB
 _GNU_SPARSE: Final = b"S"[0]
+_SPARSE_MAP: Final = -1  # in the place of a type: a block of a sparse file's map
 _ZERO_HEADER: Final = bytes(HEADER_SIZE)
 _ZEROS: Final = memoryview(bytes(BLOCK_SIZE))
 _PADDING: Final = [_ZEROS[:length] for length in range(BLOCK_SIZE)]
@@ -66,6 +76,11 @@ class TarScanner:
         self._skip = 0  # bytes that fill up the tar's own block
         self._extended: bytearray | None = None  # the current data, where it is no file
         self._extended_type = 0
+        self._map: OldMap | FrontMap | None = None  # of the current member, until it is complete
+        self._map_blocks = 0
+        self._data_left = 0  # of a sparse member, map included
+        self._parts: deque[tuple[int, int]] = deque()  # (zeros, data) of a sparse file to come
+        self._zeros_first = 0
         self._next_extended = 0  # bytes for the next member
         self._extended_size = 0  # bytes in the current batch
         self._lone_zero = False
@@ -123,18 +138,25 @@ class TarScanner:
 
     def _resume(self, chunk: memoryview, place: int, pieces: list[memoryview]) -> int:
         """Go on with data and padding that an earlier chunk, or a cut header, has begun."""
-        if self._need:
+        while self._need and place < len(chunk):
             part = chunk[place : place + self._need]
             self._need -= len(part)
             place += len(part)
-            if self._extended is None:
-                pieces.append(part)
-                if not self._need and self._padding:
-                    pieces.append(self._padding)
-            else:
+            if self._extended is not None:
                 self._extended += part
                 if not self._need:
                     self._end_extended()
+                continue
+            if self._zeros_first:
+                _add_zeros(pieces, self._zeros_first)
+                self._zeros_first = 0
+            pieces.append(part)
+            if self._need:
+                continue
+            if self._parts:
+                self._zeros_first, self._need = self._parts.popleft()
+            elif self._padding:
+                pieces.append(self._padding)
         if not self._need and self._skip:
             step = min(self._skip, len(chunk) - place)
             self._skip -= step
@@ -199,11 +221,12 @@ class TarScanner:
         overrides: Mapping[bytes, bytes] = {**self._globals, **self._overrides}
         self._overrides = {}
         self._next_extended = 0
+        sparse = kind == _GNU_SPARSE or (bool(overrides) and is_sparse(overrides))
+        if sparse and (own_name := sparse_name(overrides)):
+            overrides = {**overrides, b"path": own_name}
         name = display_name(header, overrides)
-        if kind == _GNU_SPARSE or any(key.startswith(pax.SPARSE_PREFIX) for key in overrides):
-            raise LayerError("sparse files are not handled: make the layer without", entry=name)
         size = 0
-        if kind in REGULAR:
+        if kind in REGULAR or kind == _GNU_SPARSE:
             size = self._size(header, name)
             if overrides.get(b"size"):
                 try:
@@ -212,6 +235,8 @@ class TarScanner:
                     raise LayerError(f"size: {error}", entry=name) from None
             if size > self._max_file:
                 raise LayerError(f"a file of {size} bytes: over {self._max_file}", entry=name)
+        elif sparse:
+            raise LayerError(f"a sparse member of type {chr(kind)!r}", entry=name)
         elif kind not in HEADER_ONLY:
             raise LayerError(f"members of type {chr(kind)!r} are not handled", entry=name)
         members = self._members
@@ -221,10 +246,60 @@ class TarScanner:
         members.sizes.append(size)
         members.blocks.append(self.next_block)
         self._extended = None
+        if sparse:
+            self._begin_sparse(header, overrides, size)
+            return
         self._need = size
         self._skip = -size % HEADER_SIZE
         self._padding = _PADDING[-size % BLOCK_SIZE]
         self._advance(size, header)
+
+    def _begin_sparse(self, header: bytes, overrides: Mapping[bytes, bytes], size: int) -> None:
+        self._data_left = size
+        self._map_blocks = 0
+        try:
+            old = header[_TYPE_AT] == _GNU_SPARSE
+            self._map = OldMap(header) if old else pax_map(overrides)
+        except ValueError as error:
+            raise self._sparse_error(error) from None
+        self._go_on_sparse()
+
+    def _go_on_sparse(self) -> None:
+        """Ask for the next block of the map, or for the data where the map is complete."""
+        found, members = self._map, self._members
+        assert found is not None
+        if not found.complete:
+            self._map_blocks += 1
+            self._metadata_left -= HEADER_SIZE
+            if self._map_blocks * HEADER_SIZE > _MAX_EXTENDED or self._metadata_left < 0:
+                raise self._sparse_error(f"a map of over {_MAX_EXTENDED} bytes")
+            self._extended, self._extended_type = bytearray(), _SPARSE_MAP
+            self._need = HEADER_SIZE
+            self._skip = 0
+            return
+        self._map = None
+        try:
+            plan = plan_sparse(found.fragments, found.size, first_block=self.next_block)
+        except ValueError as error:
+            raise self._sparse_error(error) from None
+        in_front = self._map_blocks * HEADER_SIZE if isinstance(found, FrontMap) else 0
+        if plan.stored != self._data_left - in_front:
+            raise self._sparse_error(
+                f"its map tells of {plan.stored} bytes, its header of {self._data_left - in_front}"
+            )
+        index = len(members.headers) - 1
+        members.sizes[index] = plan.size
+        members.extents[index] = plan.extents
+        self._parts.extend(plan.parts)
+        self._zeros_first, self._need = self._parts.popleft() if self._parts else (0, 0)
+        self._skip = -plan.stored % HEADER_SIZE
+        self._padding = _PADDING[plan.zeros_after]
+        self._advance(plan.blocks * BLOCK_SIZE, members.headers[index])
+
+    def _sparse_error(self, problem: object) -> LayerError:
+        index = len(self._members.headers) - 1
+        name = display_name(self._members.headers[index], self._members.overrides.get(index, {}))
+        return LayerError(f"sparse file: {problem}", entry=name)
 
     def _advance(self, size: int, header: bytes) -> None:
         self.next_block += -(-size // BLOCK_SIZE)
@@ -262,6 +337,14 @@ class TarScanner:
 
     def _end_extended(self) -> None:
         raw, self._extended = bytes(self._extended or b""), None
+        if self._extended_type == _SPARSE_MAP:
+            assert self._map is not None
+            try:
+                self._map.add(raw)
+            except ValueError as error:
+                raise self._sparse_error(error) from None
+            self._go_on_sparse()
+            return
         if self._extended_type == _GNU_NAME:
             self._overrides[b"path"] = raw.split(b"\0", 1)[0]
         elif self._extended_type == _GNU_LINK:
@@ -279,6 +362,12 @@ class TarScanner:
                 self._globals[key] = known[key]
             if len(self._globals) > _MAX_GLOBALS:
                 raise LayerError(f"more than {_MAX_GLOBALS} records in global headers")
+
+
+def _add_zeros(pieces: list[memoryview], count: int) -> None:
+    while count > 0:  # less than two blocks
+        pieces.append(_ZEROS[:count])
+        count -= BLOCK_SIZE
 
 
 def _is_known(key: bytes) -> bool:

@@ -22,6 +22,7 @@ from snapshotter.ext4.format import (
     Incompat,
     Superblock,
 )
+from snapshotter.ext4.groups import check_descriptor
 from snapshotter.ext4.inode import Inode, InodeFlag, inode_seed
 from snapshotter.units import KIB, MIB
 
@@ -90,6 +91,7 @@ class Volume:
         offset = (superblock.first_data_block + 1) * self.block_size
         offset += group * self._descriptor_size
         raw = self._read(offset, self._descriptor_size)
+        check_descriptor(raw, group, superblock, at=offset)
         (table,) = _INODE_TABLE.unpack_from(raw)
         if self._descriptor_size >= 64:
             table |= _INODE_TABLE_HI.unpack_from(raw, 0x28)[0] << 32
@@ -119,11 +121,18 @@ class Volume:
         wide = len(raw) > 128 and inode.extra_isize >= 4
         if wide:
             blank[0x82:0x84] = bytes(2)
-        seed = inode_seed(number, seed=self.superblock.checksum_seed, generation=inode.generation)
+        seed = self.seed_of(number, inode)
+        assert seed is not None
         expected = crc32c_raw(seed, blank)
         stored = inode.checksum_lo | (inode.checksum_hi << 16 if wide else expected & 0xFFFF0000)
         if stored != expected:
             raise Ext4CorruptError("inode checksum", f"of inode {number}", offset=place)
+
+    def seed_of(self, number: int, inode: Inode) -> int | None:
+        """Return the seed of the checksums of an inode and its blocks; None: there are none."""
+        if not self.superblock.has_checksums:
+            return None
+        return inode_seed(number, seed=self.superblock.checksum_seed, generation=inode.generation)
 
     def inode_tail(self, number: int, inode: Inode) -> tuple[bytes, int]:
         """Return what follows the fields of an inode, where xattrs may be, and its offset."""
@@ -146,6 +155,7 @@ class Volume:
                 return
             raise Ext4UnsupportedError(f"inode {number} has a block map of ext2 or ext3")
         next_logical = 0
+        seed = self.seed_of(number, inode)
         seen: set[int] = set()
         # Each item: a node to visit, where it is, and the depth it has to have.
         waiting: list[tuple[bytes | int, int | None]] = [(inode.block, None)]
@@ -155,7 +165,7 @@ class Volume:
                 if where in seen:
                     raise Ext4CorruptError("extent tree", f"of inode {number} meets itself")
                 seen.add(where)
-                node = unpack_node(self.read_block(where), at=where * self.block_size)
+                node = unpack_node(self.read_block(where), at=where * self.block_size, seed=seed)
             else:
                 node = unpack_node(where)
             if depth is not None and node.depth != depth:

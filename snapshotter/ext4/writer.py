@@ -1,26 +1,32 @@
 """The metadata of a layer's file system: from a tree of nodes to blocks after the file data.
 
 Feature flags and the order of the parts are those of hcsshim's compactext4, so that the kernels
-and tools that read its layers read these: no journal, no checksums, the readonly feature set.
+and tools that read its layers read these: no journal, the readonly feature set. Beyond it,
+directories of more than one block are hashed (dir_index), and checksums can be asked for.
 """
 
 from __future__ import annotations
 
 import uuid as uuids
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from snapshotter.crc32c import crc32c_raw
 from snapshotter.errors import Ext4UnsupportedError, LayerError
-from snapshotter.ext4.directory import FILE_TYPE, pack_directory
-from snapshotter.ext4.extent import leaf_blocks_needed, pack_extents, split_run
+from snapshotter.ext4.directory import FILE_TYPE, entry_size, pack_directory
+from snapshotter.ext4.dirhash import hash_names
+from snapshotter.ext4.extent import Extent, pack_extents, split_run
 from snapshotter.ext4.format import (
     BLOCK_SIZE,
     BLOCKS_PER_GROUP,
-    EXTRA_ISIZE,
+    CHECKSUM_CRC32C,
+    CRC_SEED,
     FIRST_INODE,
+    FLAG_SIGNED_HASH,
+    HASH_HALF_MD4,
     ROOT_INODE,
     SUPERBLOCK_OFFSET,
     Compat,
@@ -28,66 +34,66 @@ from snapshotter.ext4.format import (
     RoCompat,
     Superblock,
 )
-from snapshotter.ext4.groups import DESCRIPTOR
+from snapshotter.ext4.groups import DESCRIPTOR, checksum_bitmaps, seal_descriptors
+from snapshotter.ext4.hashtree import pack_hashed_directory
 from snapshotter.ext4.imagefile import ImageFile
-from snapshotter.ext4.inode import (
-    INLINE_AREA,
-    INODE_DTYPE,
-    MAX_LINKS,
-    S_IFDIR,
-    S_IFLNK,
-    S_IFREG,
-    InodeFlag,
-)
-from snapshotter.ext4.layertree import LOST, NO_MEMBER, ROOT, LayerTree
+from snapshotter.ext4.inode import INLINE_AREA, MAX_LINKS, S_IFDIR, S_IFREG, inode_seed
+from snapshotter.ext4.inodetable import InodeTable
+from snapshotter.ext4.layertree import NO_MEMBER, ROOT, LayerTree
 from snapshotter.ext4.layout import LayerLayout
-from snapshotter.ext4.xattr import pack_xattrs
+from snapshotter.ext4.xattr import pack_xattrs, seal_block
 
 MAX_DISK_BLOCKS: Final = 1024 * BLOCKS_PER_GROUP  # 128 GiB
 # Descriptors of the largest disk fit before the data, whose start must be known at the beginning.
 _DESCRIPTOR_BLOCKS: Final = MAX_DISK_BLOCKS // BLOCKS_PER_GROUP * DESCRIPTOR.itemsize // BLOCK_SIZE
 FIRST_DATA_BLOCK: Final = 1 + _DESCRIPTOR_BLOCKS
 
-_SECTORS: Final = BLOCK_SIZE // 512  # i_blocks counts these
 _FAST_SYMLINK: Final = INLINE_AREA - 1
 _ONE_FLEX_GROUP: Final = 31  # s_log_groups_per_flex
-_ROOT_MODE, _LOST_MODE = 0o755, 0o700
-_LOW: Final = np.int64(0xFFFF_FFFF)
+_HASHED_AT_ONCE: Final = 8192  # names
+
+Entry = tuple[int, bytes, int]  # inode, name, file type
 
 
-def write_metadata(image: ImageFile, tree: LayerTree, *, uuid: uuids.UUID, max_blocks: int) -> int:
+def write_metadata(
+    image: ImageFile,
+    tree: LayerTree,
+    *,
+    uuid: uuids.UUID,
+    max_blocks: int,
+    checksums: bool = False,
+) -> int:
     """Write everything but file data after it, then the head; returns the blocks of the disk.
 
     Raises LayerError where the disk gets larger than `max_blocks`, UnavailableError.
     """
-    return _MetadataWriter(image, tree).write(uuid, max_blocks)
+    return _MetadataWriter(image, tree, uuid, checksums=checksums).write(max_blocks)
 
 
 class _MetadataWriter:
-    def __init__(self, image: ImageFile, tree: LayerTree) -> None:
+    def __init__(
+        self, image: ImageFile, tree: LayerTree, uuid: uuids.UUID, *, checksums: bool
+    ) -> None:
         self._image = image
         self._tree = tree
-        self._live = np.flatnonzero(np.array(tree.links))
+        self._uuid = uuid.bytes
+        self._hash_seed = uuid.bytes[::-1]
+        self._seed = crc32c_raw(CRC_SEED, uuid.bytes) if checksums else None
+        links = np.frombuffer(tree.links, np.uint32)
+        self._live = np.flatnonzero(links).astype(np.uint32)
         # Nodes 0 and 1 have the inodes that ext4 gives root and lost+found; the others follow.
-        self._inode = np.zeros(len(tree.links), np.int64)
+        self._inode = np.zeros(len(links), np.uint32)
         self._inode[self._live] = np.arange(FIRST_INODE - 1, FIRST_INODE - 1 + len(self._live))
         self._inode[ROOT] = ROOT_INODE
-        self._member = np.array(tree.members)[self._live]
-        self._kind = np.array(tree.kinds)[self._live]
-        self._sizes = tree.column("size")
-        self._blocks = tree.column("block")
-        self._table = np.zeros(FIRST_INODE - 2 + len(self._live), INODE_DTYPE)
+        self._table = InodeTable(tree, self._live, self._inode, seed=self._seed)
+        self._inodes = FIRST_INODE - 2 + len(self._live)
+        self._directories = np.zeros(self._inodes, np.bool_)
         self._has_wide_directory = False
 
-    def write(self, uuid: uuids.UUID, max_blocks: int) -> int:
+    def write(self, max_blocks: int) -> int:
         image = self._image
-        rows = np.zeros(len(self._live), INODE_DTYPE)
-        self._fill_common(rows)
-        self._fill_files(rows)
-        self._table[self._inode[self._live] - 1] = rows
-        del rows
+        self._write_extent_trees()
         self._write_symlinks()
-        self._write_devices()
         self._write_xattrs()
         self._write_directories()
         layout = LayerLayout.plan(content_end=image.block, files=len(self._live) - 2)
@@ -96,117 +102,87 @@ class _MetadataWriter:
                 f"the layer needs a disk of {layout.blocks * BLOCK_SIZE} bytes,"
                 f" more than {max_blocks * BLOCK_SIZE}"
             )
-        self._write_table(layout)
+        for part in self._table.rows():
+            image.append(part)
+        end = layout.inode_tables + layout.groups * layout.table_blocks
+        while image.block < end:
+            image.append(bytes(min(end - image.block, 256) * BLOCK_SIZE))
         descriptors, free_blocks = self._write_bitmaps(layout)
-        superblock = self._superblock(layout, uuid, free_blocks)
+        superblock = self._superblock(layout, free_blocks)
         head = bytes(SUPERBLOCK_OFFSET) + superblock.pack()
         image.write_head(head.ljust(BLOCK_SIZE, b"\0") + descriptors.tobytes())
         return layout.blocks
 
-    def _row(self, node: int) -> NDArray[np.void]:
-        """Return the inode of a node, as a row of the table to write to."""
-        at = int(self._inode[node]) - 1
-        return self._table[at : at + 1]
+    def _seed_of(self, node: int) -> int | None:
+        return None if self._seed is None else inode_seed(int(self._inode[node]), seed=self._seed)
 
-    def _fill_common(self, rows: NDArray[np.void]) -> None:
-        tree, described = self._tree, self._member != NO_MEMBER
-        member = np.maximum(self._member, 0)
+    def _write_extent_trees(self) -> None:
+        """Place what one extent does not map: sparse files, and those above 128 MiB."""
+        tree = self._tree
+        wide = tree.column("size") > BLOCKS_PER_GROUP * BLOCK_SIZE
+        for member in tree.extents:
+            wide[member] = True
+        if not wide.any():
+            return
+        kinds = np.frombuffer(tree.kinds, np.uint16)[self._live]
+        members = np.frombuffer(tree.members, np.int32)[self._live]
+        chosen = (kinds == S_IFREG) & wide[np.maximum(members, 0)]
+        for node, member in zip(self._live[chosen].tolist(), members[chosen].tolist(), strict=True):
+            if member in tree.extents:
+                extents = [
+                    Extent(logical + at, physical + at, min(BLOCKS_PER_GROUP, count - at))
+                    for logical, physical, count in tree.extents[member].tolist()
+                    for at in range(0, count, BLOCKS_PER_GROUP)
+                ]
+            else:
+                size = int(tree.column("size")[member])
+                extents = split_run(int(tree.column("block")[member]), -(-size // BLOCK_SIZE))
+            self._map(node, extents)
 
-        def of_members(name: str) -> NDArray[np.int64]:
-            column = tree.column(name)
-            return np.where(described, column[member], 0) if len(column) else np.zeros_like(member)
-
-        mode = of_members("mode") & 0o7777
-        mode[~described & (self._kind == S_IFDIR)] = _ROOT_MODE
-        if not described[LOST]:
-            mode[LOST] = _LOST_MODE
-        mode[self._kind == S_IFLNK] = 0o777
-        rows["mode"] = self._kind | mode
-        uid, gid = of_members("uid"), of_members("gid")
-        rows["uid_lo"], rows["uid_hi"] = uid & 0xFFFF, uid >> 16
-        rows["gid_lo"], rows["gid_hi"] = gid & 0xFFFF, gid >> 16
-        mtime = of_members("mtime")
-        low = (mtime & _LOW).astype(np.uint32)
-        extra = ((mtime - low.view(np.int32)) >> 32 & 3) | of_members("mtime_ns") << 2
-        for name in ("atime", "ctime", "mtime", "crtime"):
-            rows[name], rows[f"{name}_extra"] = low, extra
-        rows["links"] = np.array(tree.links)[self._live]
-        rows["extra_isize"] = EXTRA_ISIZE
-
-    def _fill_files(self, rows: NDArray[np.void]) -> None:
-        """Set size and extents of regular files; their data lies in one run each."""
-        at = np.flatnonzero(self._kind == S_IFREG)
-        size = self._sizes[self._member[at]]
-        first = self._blocks[self._member[at]]
-        blocks = -(-size // BLOCK_SIZE)
-        rows["size_lo"][at], rows["size_hi"][at] = size & _LOW, size >> 32
-        rows["blocks_lo"][at] = blocks * _SECTORS
-        rows["flags"][at] = int(InodeFlag.EXTENTS)
-        # One extent of at most 128 MiB, or none, covers nearly all; the others are packed singly.
-        single = np.zeros((len(at), INLINE_AREA // 4), "<u4")
-        empty, _ = pack_extents([])
-        single[:] = np.frombuffer(empty, "<u4")
-        one = np.frombuffer(pack_extents(split_run(1, 1))[0], "<u4")
-        single[size > 0] = one
-        single[:, 4] = np.where(blocks <= BLOCKS_PER_GROUP, blocks, 0)
-        single[:, 5] = np.where(size > 0, first, 0)
-        rows["block"][at] = single.view(np.uint8)
-        for index in np.flatnonzero(blocks > BLOCKS_PER_GROUP).tolist():
-            count = int(blocks[index])
-            root, leaves = pack_extents(
-                split_run(int(first[index]), count), leaf_block=self._image.block
-            )
-            self._image.append(b"".join(leaves))
-            rows["block"][at[index]] = np.frombuffer(root, np.uint8)
-            rows["blocks_lo"][at[index]] += leaf_blocks_needed(count) * _SECTORS
+    def _map(self, node: int, extents: list[Extent]) -> None:
+        root, blocks = pack_extents(extents, leaf_block=self._image.block, seed=self._seed_of(node))
+        if blocks:
+            self._image.append(b"".join(blocks))
+        used = sum(extent.count for extent in extents) + len(blocks)
+        self._table.set_map(node, root, used)
 
     def _place_run(self, node: int, content: bytes) -> None:
         """Write `content` and make it that of `node`."""
-        row = self._row(node)
         count = -(-len(content) // BLOCK_SIZE)
-        extents = split_run(self._image.append(content), count)
-        root, leaves = pack_extents(extents, leaf_block=self._image.block)
-        if leaves:
-            self._image.append(b"".join(leaves))
-        row["size_lo"], row["size_hi"] = len(content) & _LOW, len(content) >> 32
-        row["blocks_lo"] += (count + len(leaves)) * _SECTORS
-        row["flags"] |= np.uint32(InodeFlag.EXTENTS)
-        row["block"] = np.frombuffer(root, np.uint8)
+        first = self._image.append(content)
+        self._table.set_run(node, first, len(content))
+        if count > BLOCKS_PER_GROUP:
+            self._map(node, split_run(first, count))
 
     def _write_symlinks(self) -> None:
         for node, target in self._tree.targets.items():
             if len(target) > _FAST_SYMLINK:
                 self._place_run(node, target)
-                continue
-            row = self._row(node)
-            row["size_lo"] = len(target)
-            row["block"] = np.frombuffer(target.ljust(INLINE_AREA, b"\0"), np.uint8)
-
-    def _write_devices(self) -> None:
-        for node, device in self._tree.devices.items():
-            self._row(node)["block"][0, 4:8] = np.frombuffer(device.to_bytes(4, "little"), np.uint8)
 
     def _write_xattrs(self) -> None:
+        image = self._image
         for node, xattrs in sorted(self._tree.xattrs.items()):
             try:
                 packed = pack_xattrs(xattrs)
             except (Ext4UnsupportedError, ValueError) as error:
                 raise LayerError(str(error), entry=self._name_of(node)) from error
-            row = self._row(node)
-            row["tail"] = np.frombuffer(packed.tail, np.uint8)
+            place = 0
             if packed.block:
-                row["acl_lo"] = self._image.append(packed.block)
-                row["blocks_lo"] += _SECTORS
+                place, block = image.block, packed.block
+                image.append(
+                    block if self._seed is None else seal_block(block, place, seed=self._seed)
+                )
+            self._table.set_xattrs(node, packed.tail, place)
 
     def _name_of(self, node: int) -> str:
         """Return a path of a live node, for errors."""
         tree, parts = self._tree, list[bytes]()
         while node != ROOT:
-            above = [tree.parents[node]] if node in tree.parents else tree.children
+            above = [tree.parents[node]] if tree.is_directory(node) else tree.directories()
             parent, name = next(
                 (parent, name)
                 for parent in above
-                for name, child in tree.children[parent].items()
+                for name, child in tree.children(parent).items()
                 if child == node
             )
             parts.append(name)
@@ -214,25 +190,56 @@ class _MetadataWriter:
         return b"/".join(reversed(parts)).decode(errors="backslashreplace") or "."
 
     def _write_directories(self) -> None:
-        tree = self._tree
-        inode = self._inode.tolist()
-        file_type = [FILE_TYPE[kind] for kind in tree.kinds]
-        for node, names in tree.children.items():
-            entries = ((inode[child], name, file_type[child]) for name, child in names.items())
-            self._place_run(node, pack_directory(inode[node], inode[tree.parents[node]], entries))
-            links = 2 + _count_directories(names.values(), tree)
+        tree, inode = self._tree, self._inode
+        kinds = tree.kinds
+        usable = BLOCK_SIZE - 24 - (0 if self._seed is None else 12)
+        waiting: list[tuple[int, list[Entry]]] = []
+        names = 0
+        for node in tree.directories():
+            children = tree.children(node)
+            numbers = inode[list(children.values())].tolist() if children else []
+            entries = [
+                (number, name, FILE_TYPE[kinds[child]])
+                for number, (name, child) in zip(numbers, children.items(), strict=True)
+            ]
+            links = 2 + sum(1 for _, _, kind in entries if kind == FILE_TYPE[S_IFDIR])
             if links > MAX_LINKS:
                 self._has_wide_directory = True
                 links = 1  # the kernel's sign for "not counted" (dir_nlink)
-            self._row(node)["links"] = links
+            number = int(inode[node])
+            self._directories[number - 1] = True
+            self._table.set_links(node, links)
+            if sum(map(entry_size, children)) <= usable:
+                parent = int(inode[tree.parents[node]])
+                self._place_run(
+                    node, pack_directory(number, parent, entries, seed=self._seed_of(node))
+                )
+                continue
+            waiting.append((node, entries))
+            names += len(entries)
+            if names >= _HASHED_AT_ONCE:
+                self._write_hashed(waiting)
+                waiting, names = [], 0
+        self._write_hashed(waiting)
 
-    def _write_table(self, layout: LayerLayout) -> None:
-        table = self._table
-        for start in range(0, len(table), 1 << 16):
-            self._image.append(table[start : start + (1 << 16)].tobytes())
-        end = layout.inode_tables + layout.groups * layout.table_blocks
-        while self._image.block < end:
-            self._image.append(bytes(min(end - self._image.block, 256) * BLOCK_SIZE))
+    def _write_hashed(self, waiting: list[tuple[int, list[Entry]]]) -> None:
+        if not waiting:
+            return
+        hashes = hash_names(
+            [name for _, entries in waiting for _, name, _ in entries], self._hash_seed
+        ).tolist()
+        place = 0
+        for node, entries in waiting:
+            content = pack_hashed_directory(
+                int(self._inode[node]),
+                int(self._inode[self._tree.parents[node]]),
+                entries,
+                hashes[place : place + len(entries)],
+                seed=self._seed_of(node),
+            )
+            place += len(entries)
+            self._place_run(node, content)
+            self._table.set_hashed(node)
 
     def _write_bitmaps(self, layout: LayerLayout) -> tuple[NDArray[np.void], int]:
         """Write block and inode bitmaps in turn; returns the descriptors and the free blocks."""
@@ -245,9 +252,9 @@ class _MetadataWriter:
         for first, count in self._replaced_runs():
             used[first : first + count] = False
         in_use = np.zeros(groups * per_group, np.bool_)
-        in_use[: len(self._table)] = True
+        in_use[: self._inodes] = True
         directories = np.zeros(groups * per_group, np.bool_)
-        directories[: len(self._table)] = self._table["mode"] & 0o170000 == S_IFDIR
+        directories[: self._inodes] = self._directories
 
         blocks = used.reshape(groups, BLOCKS_PER_GROUP)
         inodes = in_use.reshape(groups, per_group)
@@ -265,36 +272,47 @@ class _MetadataWriter:
         descriptors["free_blocks"] = free
         descriptors["free_inodes"] = per_group - inodes.sum(axis=1)
         descriptors["used_dirs"] = directories.reshape(groups, per_group).sum(axis=1)
+        if self._seed is not None:
+            checksum_bitmaps(descriptors, bitmaps, per_group, seed=self._seed)
+            seal_descriptors(descriptors, self._seed)
         return descriptors, int(free.sum())
 
-    def _replaced_runs(self) -> Iterable[tuple[int, int]]:
-        """Return (block, count) of the data of files that a later member took the place of."""
-        kept = np.zeros(len(self._sizes), np.bool_)
-        kept[self._member[self._kind == S_IFREG]] = True
-        gone = np.flatnonzero(~kept & (self._sizes > 0))
-        counts = -(-self._sizes[gone] // BLOCK_SIZE)
-        return zip(self._blocks[gone].tolist(), counts.tolist(), strict=True)
+    def _replaced_runs(self) -> Iterator[tuple[int, int]]:
+        """Yield (block, count) of the data of files that a later member took the place of."""
+        tree = self._tree
+        sizes, blocks = tree.column("size"), tree.column("block")
+        kinds = np.frombuffer(tree.kinds, np.uint16)[self._live]
+        members = np.frombuffer(tree.members, np.int32)[self._live]
+        kept = np.zeros(len(sizes), np.bool_)
+        kept[members[(kinds == S_IFREG) & (members != NO_MEMBER)]] = True
+        for member in np.flatnonzero(~kept & (sizes > 0)).tolist():
+            if member in tree.extents:
+                yield from ((first, count) for _, first, count in tree.extents[member].tolist())
+            else:
+                yield int(blocks[member]), -(-int(sizes[member]) // BLOCK_SIZE)
 
-    def _superblock(self, layout: LayerLayout, uuid: uuids.UUID, free_blocks: int) -> Superblock:
+    def _superblock(self, layout: LayerLayout, free_blocks: int) -> Superblock:
         inodes = layout.groups * layout.inodes_per_group
         ro_compat = (
             RoCompat.LARGE_FILE | RoCompat.HUGE_FILE | RoCompat.EXTRA_ISIZE | RoCompat.READONLY
         )
         if self._has_wide_directory:
             ro_compat |= RoCompat.DIR_NLINK
+        if self._seed is not None:
+            ro_compat |= RoCompat.METADATA_CSUM
         return Superblock(
             inodes_count=inodes,
             blocks_count_lo=layout.blocks,
             free_blocks_count_lo=free_blocks,
-            free_inodes_count=inodes - len(self._table),
+            free_inodes_count=inodes - self._inodes,
             inodes_per_group=layout.inodes_per_group,
-            compat=Compat.EXT_ATTR | Compat.SPARSE_SUPER2,
+            compat=Compat.EXT_ATTR | Compat.DIR_INDEX | Compat.SPARSE_SUPER2,
             incompat=Incompat.FILETYPE | Incompat.EXTENTS | Incompat.FLEX_BG,
             ro_compat=ro_compat,
-            uuid=uuid.bytes,
+            uuid=self._uuid,
+            hash_seed=self._hash_seed,
+            hash_version=HASH_HALF_MD4,
+            flags=FLAG_SIGNED_HASH,
             log_groups_per_flex=_ONE_FLEX_GROUP,
+            checksum_type=0 if self._seed is None else CHECKSUM_CRC32C,
         )
-
-
-def _count_directories(nodes: Iterable[int], tree: LayerTree) -> int:
-    return sum(1 for node in nodes if tree.kinds[node] == S_IFDIR)

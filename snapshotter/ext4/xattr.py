@@ -9,6 +9,7 @@ import struct
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from snapshotter.crc32c import crc32c_raw
 from snapshotter.errors import Ext4CorruptError, Ext4UnsupportedError
 from snapshotter.ext4.acl import acl_from_disk, acl_to_disk
 from snapshotter.ext4.format import BLOCK_SIZE
@@ -34,6 +35,7 @@ _SETTABLE: Final = _ACLS | {1, 4, 6}
 _ENTRY = struct.Struct("<BBHIII")  # name length, prefix, value offset, value inode, size, hash
 _BLOCK_HEADER = struct.Struct("<IIIII12x")  # magic, references, blocks, hash, checksum
 _TAIL_MAGIC = struct.Struct("<I")
+_CHECKSUM: Final = 16  # h_checksum of a block
 _END = 4  # four zero bytes close the list of entries
 
 
@@ -98,6 +100,21 @@ def pack_xattrs(attributes: Mapping[bytes, bytes]) -> PackedXattrs:
     return PackedXattrs(tail, _pack_block(outside) if outside else None)
 
 
+def seal_block(block: bytes, place: int, *, seed: int) -> bytes:
+    """Return an xattr block that lies at block `place`, with its checksum."""
+    return (
+        block[:_CHECKSUM]
+        + struct.pack("<I", block_checksum(block, place, seed=seed))
+        + (block[_CHECKSUM + 4 :])
+    )
+
+
+def block_checksum(block: bytes, place: int, *, seed: int) -> int:
+    """Return what h_checksum of the xattr block at block `place` has to be."""
+    value = crc32c_raw(seed, struct.pack("<Q", place))
+    return crc32c_raw(value, block[:_CHECKSUM] + bytes(4) + block[_CHECKSUM + 4 :])
+
+
 def _pack_block(attributes: list[_Attribute]) -> bytes:
     attributes = sorted(attributes, key=lambda item: (item.prefix, len(item.name), item.name))
     total = 0
@@ -147,14 +164,18 @@ def unpack_tail(raw: bytes, *, at: int) -> dict[bytes, bytes]:
     return _unpack_entries(raw[_TAIL_MAGIC.size :], 0, at=at)
 
 
-def unpack_block(raw: bytes, *, at: int) -> dict[bytes, bytes]:
-    """Return the xattrs in a block of their own.
+def unpack_block(raw: bytes, place: int, *, seed: int | None = None) -> dict[bytes, bytes]:
+    """Return the xattrs in a block of their own, which lies at block `place`.
 
+    Its checksum is verified where the file system's `seed` is given.
     Raises Ext4CorruptError, Ext4UnsupportedError.
     """
-    magic, _, blocks, _, _ = _BLOCK_HEADER.unpack_from(raw)
+    at = place * len(raw)
+    magic, _, blocks, _, checksum = _BLOCK_HEADER.unpack_from(raw)
     if magic != XATTR_MAGIC or blocks != 1:
         raise Ext4CorruptError("xattr block", f"magic {magic:#x}, {blocks} blocks", offset=at)
+    if seed is not None and checksum != block_checksum(raw, place, seed=seed):
+        raise Ext4CorruptError("xattr block checksum", "does not match its block", offset=at)
     return _unpack_entries(raw, _BLOCK_HEADER.size, at=at)
 
 

@@ -6,6 +6,7 @@ dozen KiB that are not zero in memory and stores them anew, each time as another
 
 from __future__ import annotations
 
+import enum
 import os
 from dataclasses import dataclass
 from typing import Final, Self
@@ -30,6 +31,13 @@ DEFAULT_LABEL: Final = "scratch"
 SCRATCH_BLOCK_SIZE: Final = MIB
 
 
+class Allocation(enum.Enum):
+    """How a file holds what reads as zeros."""
+
+    SPARSE = "sparse"  # as holes, where the file system has them
+    DENSE = "dense"  # written out: for NTFS, where some Windows versions refuse sparse disks
+
+
 @dataclass(frozen=True, slots=True)
 class ScratchTemplate:
     """The layout of one kind of scratch disk; `size` is that of the disk in bytes."""
@@ -38,13 +46,21 @@ class ScratchTemplate:
     layout: VhdxLayout
 
     @classmethod
-    def build(cls, size: int, *, journal_mib: int = 0, label: str = DEFAULT_LABEL) -> Self:
+    def build(
+        cls,
+        size: int,
+        *,
+        journal_mib: int = 0,
+        label: str = DEFAULT_LABEL,
+        grow_to: int | None = None,
+    ) -> Self:
         """Return the template of scratch disks of `size` bytes, 1 GiB to 64 TiB.
 
         Upstream's scratch has no journal; with one, a disk survives a killed guest without a
-        check. Raises InvalidArgumentError.
+        check. Up to `grow_to` bytes it can be enlarged while it is in use.
+        Raises InvalidArgumentError.
         """
-        content = format_ext4(size, journal_mib=journal_mib, label=label)
+        content = format_ext4(size, journal_mib=journal_mib, label=label, grow_to=grow_to)
         return cls(content.size, layout_vhdx(content, block_size=SCRATCH_BLOCK_SIZE))
 
     @property
@@ -60,13 +76,29 @@ class ScratchTemplate:
         return self.layout.stamp(VhdxIdentity.fresh())
 
     def write(
-        self, path: str | os.PathLike[str], *, durable: bool = True, overwrite: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durable: bool = True,
+        overwrite: bool = False,
+        allocation: Allocation = Allocation.SPARSE,
     ) -> None:
         """Store a new scratch disk at `path`; on failure nothing is left there.
 
         Raises AlreadyExistsError where `path` exists (unless `overwrite`), UnavailableError.
         """
-        write_content(path, self.content(), durable=durable, overwrite=overwrite)
+        content = self.content()
+        if allocation is Allocation.DENSE:
+            content = _written_out(content)
+        write_content(path, content, durable=durable, overwrite=overwrite)
+
+
+def _written_out(content: DiskContent) -> DiskContent:
+    """Return the same content as one piece: one write, and no hole."""
+    raw = bytearray(content.size)
+    for offset, data in content.pieces:
+        raw[offset : offset + len(data)] = data
+    return DiskContent(content.size, ((0, bytes(raw)),))
 
 
 def verify_scratch(path: str | os.PathLike[str], *, size: int) -> None:

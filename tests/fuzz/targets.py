@@ -35,7 +35,7 @@ from snapshotter.ext4.reader import Ext4
 from snapshotter.filters import Filters
 from snapshotter.imagearchive import ImageArchive
 from snapshotter.units import GIB, KIB, MIB
-from snapshotter.vhd import FOOTER_SIZE, fixed_footer, parse_footer
+from snapshotter.vhd import FOOTER_SIZE, FixedVhd, fixed_footer, parse_footer
 from snapshotter.vhdx import VhdxDisk, emit_vhdx
 from tests.fuzz.mutation import mutate
 from tests.snapshotter.bolt.golden import golden_database
@@ -108,6 +108,64 @@ def _ext4(_: Path) -> Target:
     return Target(make, run)
 
 
+def _ext4_layer(directory: Path) -> Target:
+    """A file system that holds something: checksums let half of the changes through."""
+    seeds = []
+    for checksums in (False, True):
+        convert_layer(
+            io.BytesIO(_sample_tar()),
+            directory / "seed.vhd",
+            checksums=checksums,
+            durable=False,
+        )
+        seeds.append((directory / "seed.vhd").read_bytes())
+    metadata = len(_sample_tar()) // 2
+
+    def make(rng: random.Random) -> MemoryFile:
+        data = bytearray(seeds[rng.random() < 0.3])
+        for _ in range(rng.randint(1, 3)):
+            # Superblock and descriptors, or the metadata behind the file data.
+            start = 0 if rng.random() < 0.3 else len(data) - metadata
+            at = start + rng.randrange(min(metadata, 8 * KIB)) // 512 * 512
+            part = bytes(data[at : at + 512])
+            data[at : at + 512] = mutate(part, rng)[:512].ljust(512, b"\0")
+        return MemoryFile.of(DiskContent(len(data), ((0, bytes(data)),)))
+
+    def run(file: MemoryFile) -> None:
+        files = Ext4.open(file)
+        for count, (path, found) in enumerate(files.walk()):
+            files.xattrs(path)
+            if found.is_file:
+                files.read(path, length=64 * KIB)
+            elif found.is_symlink:
+                files.readlink(path)
+            if count > 256:
+                break
+
+    return Target(make, run)
+
+
+def _vhd(_: Path) -> Target:
+    import uuid
+
+    seed = bytes(64 * KIB) + fixed_footer(64 * KIB, unique_id=uuid.UUID(int=7), timestamp=0)
+
+    def make(rng: random.Random) -> MemoryFile:
+        footer = bytearray(mutate(seed[-FOOTER_SIZE:], rng)[:FOOTER_SIZE])
+        if len(footer) == FOOTER_SIZE and rng.random() < 0.8:
+            footer[64:68] = bytes(4)
+            footer[64:68] = (~sum(footer) & 0xFFFF_FFFF).to_bytes(4, "big")
+        data = seed[: -FOOTER_SIZE - 512 * rng.randint(0, 2)] + bytes(footer)
+        return MemoryFile.of(DiskContent(len(data), ((0, data),)))
+
+    def run(file: MemoryFile) -> None:
+        disk = FixedVhd.load(file)
+        disk.read_at(0, 64 * KIB)
+        disk.read_at(max(disk.size - 512, 0), 512)
+
+    return Target(make, run)
+
+
 def _sample_tar() -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -126,6 +184,15 @@ def _sample_tar() -> bytes:
             info.type, info.linkname = kind, link
             info.pax_headers = {"SCHILY.xattr.user.a": "b", "mtime": "1.5"}
             data = b"content" * 100 if kind == tarfile.REGTYPE and ".wh." not in name else b""
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        for records in (
+            {"GNU.sparse.size": "9000", "GNU.sparse.map": "0,4,8192,3"},
+            {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "5000"},
+        ):
+            info = tarfile.TarInfo("d/sparse" + str(len(records)))
+            info.pax_headers = {**records, "GNU.sparse.name": info.name}
+            data = b"1234567" if len(records) == 2 else b"1\n4096\n5\n".ljust(512, b"\0") + b"12345"
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
@@ -147,7 +214,7 @@ def _layer(directory: Path) -> Target:
 
     def run(data: bytes) -> None:
         target.unlink(missing_ok=True)
-        convert_layer(io.BytesIO(data), target, limits=limits)
+        convert_layer(io.BytesIO(data), target, limits=limits, durable=False)
 
     return Target(make, run)
 
@@ -269,7 +336,9 @@ def _bolt(_: Path) -> Target:
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "vhdx": _vhdx,
     "ext4": _ext4,
+    "ext4_layer": _ext4_layer,
     "layer": _layer,
+    "vhd": _vhd,
     "image": _image,
     "footer": _footer,
     "filters": _filters,

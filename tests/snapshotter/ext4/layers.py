@@ -52,9 +52,17 @@ def tar(*members: tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT)
     return out.getvalue()
 
 
-def convert(raw: bytes, target: Path, *, limits: ConversionLimits | None = None) -> ConvertedLayer:
+def convert(
+    raw: bytes,
+    target: Path,
+    *,
+    limits: ConversionLimits | None = None,
+    checksums: bool = False,
+    verity: bool = False,
+) -> ConvertedLayer:
     """Convert a tar in memory to `target`."""
-    return convert_layer(io.BytesIO(raw), target, limits=limits)
+    stream = io.BytesIO(raw)
+    return convert_layer(stream, target, limits=limits, checksums=checksums, verity=verity)
 
 
 def files_of(target: Path, *, check: bool = True) -> Ext4:
