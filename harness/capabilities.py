@@ -20,7 +20,6 @@ class Capability(enum.StrEnum):
 
 CAPABILITIES: Final = {
     "qemu": frozenset(Capability),
-    "hcs": frozenset(Capability),
     "model": frozenset[Capability](),
 }
 """By the compute service's name."""
