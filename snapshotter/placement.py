@@ -139,7 +139,9 @@ class Placement:
                         undo.callback(shelf.withdraw, scratch.id, disk)
                     assert directory is not None
                     self._link(directory, scratch)
-                if directory is not None:
+                if directory is None:
+                    self._snapshots.clear(snapshot.id)
+                else:
                     publishing = True
                     self._snapshots.publish(directory, snapshot.id)
                     if self._links_refused is not None:

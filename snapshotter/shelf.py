@@ -172,6 +172,23 @@ class Shelf:
                 ) from error
             raise _refused("publish", entry, error) from error
 
+    def clear(self, number: int) -> None:
+        """Put aside what a killed process left under a number whose row gets no directory.
+
+        Write lock held. Raises DiskInUseError, UnavailableError.
+        """
+        entry = self.entry(number)
+        try:
+            if self._platform.exists(entry):
+                self._platform.rename(entry, self._aside(number))
+        except OSError as error:
+            if self._platform.may_pass(error):
+                raise DiskInUseError(
+                    f"cannot put {entry} aside: {error.strerror}; something has a file in it open",
+                    may_pass=True,
+                ) from error
+            raise _refused("put aside", entry, error) from error
+
     def withdraw(self, number: int, staged: Path) -> None:
         """Take `publish` back, with the write lock still held. Raises DiskInUseError."""
         self._move_back(self.entry(number), staged)
