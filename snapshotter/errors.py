@@ -6,7 +6,8 @@
     ├── InvalidArgumentError        the caller's request can never work
     ├── NotFoundError               key, name or parent is not in the store
     ├── AlreadyExistsError          key or name is taken
-    ├── FailedPreconditionError     not now: children, kind, or a disk in use
+    ├── FailedPreconditionError     not now: children, kind, links refused by the system
+    │   └── DiskInUseError          something has the disk open
     ├── UnavailableError            the environment: disk full, store locked, program missing
     ├── UnimplementedError          a request that is meant for another program than this one
     ├── DigestMismatchError         content differs from what its digest says
@@ -20,6 +21,7 @@
         ├── Ext4Error
         │   ├── Ext4CorruptError
         │   └── Ext4UnsupportedError
+        ├── BoltError               a bbolt file
         └── LayerError              a layer tar, naming the entry
 """
 
@@ -44,6 +46,18 @@ class AlreadyExistsError(SnapshotterError):
 
 class FailedPreconditionError(SnapshotterError):
     """Cannot be done in the present state; may work later."""
+
+
+class DiskInUseError(FailedPreconditionError):
+    """A directory cannot be moved; `may_pass` where another try may find it free.
+
+    containerd's garbage collector skips a snapshot whose removal ends in this; any other error
+    would stop the collection.
+    """
+
+    def __init__(self, problem: str, *, may_pass: bool) -> None:
+        super().__init__(problem)
+        self.may_pass = may_pass
 
 
 class UnavailableError(SnapshotterError):
@@ -128,6 +142,17 @@ class Ext4CorruptError(Ext4Error):
 
 class Ext4UnsupportedError(Ext4Error):
     """A legal ext4 feature that this package does not handle."""
+
+
+class BoltError(StorageError):
+    """A bbolt file is damaged, or none: which structure, where, and what was found."""
+
+    def __init__(self, structure: str, value: object, *, offset: int | None) -> None:
+        where = "" if offset is None else f" at {offset:#x}"
+        super().__init__(f"{structure}{where}: {value}")
+        self.structure = structure
+        self.value = value
+        self.offset = offset
 
 
 class LayerError(StorageError):

@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from snapshotter.errors import (
 from snapshotter.imagearchive import ArchivedImage, ArchivedLayer, ImageArchive, ImageConfig
 from snapshotter.keys import UNPACK_PREFIX
 from snapshotter.labels import DIFF_ID, SESSION, SNAPSHOT_REF
-from snapshotter.layers import apply_layer, check_media_type
+from snapshotter.layers import apply_layer, check_media_type, layer_path
 from snapshotter.metastore.model import Kind
 from snapshotter.mounts import LAYER_NAME
 from snapshotter.snapshotter import Snapshotter
@@ -44,7 +45,7 @@ class ImportedLayer:
     """A layer as a committed snapshot.
 
     `size` is what the archive holds, `disk_size` the length of layer.vhd, both in bytes;
-    `reused` where the snapshot was there before.
+    `reused` where the snapshot was there before, `linked` where another one had the same layer.
     """
 
     snapshot: str
@@ -54,6 +55,7 @@ class ImportedLayer:
     size: int
     disk_size: int
     reused: bool
+    linked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,14 @@ def import_image(
         return _Import(snapshotter, opened, image, prefix, progress).run()
 
 
+class _How(Enum):
+    """Where a layer's snapshot came from."""
+
+    NEW = "converted"
+    LINKED = "another snapshot's layer"
+    REUSED = "there already"
+
+
 class _Import:
     """One import under way."""
 
@@ -141,7 +151,9 @@ class _Import:
             zip(self._image.layers, chain, strict=True), start=1
         ):
             snapshot = self._prefix + chain_id
-            reused = self._exists(snapshot) or not self._unpack(position, layer, chain_id, parent)
+            how = _How.REUSED
+            if not self._exists(snapshot):
+                how = self._unpack(position, layer, chain_id, parent)
             self._report(position, layer, layer.size)
             layers.append(
                 ImportedLayer(
@@ -151,7 +163,8 @@ class _Import:
                     layer.media_type,
                     layer.size,
                     self._disk_size(snapshot),
-                    reused,
+                    how is _How.REUSED,
+                    how is _How.LINKED,
                 )
             )
             parent = snapshot
@@ -168,20 +181,30 @@ class _Import:
             )
         return True
 
-    def _unpack(self, position: int, layer: ArchivedLayer, chain_id: str, parent: str) -> bool:
-        """Unpack one layer; False where someone else committed it meanwhile."""
+    def _unpack(self, position: int, layer: ArchivedLayer, chain_id: str, parent: str) -> _How:
+        """Unpack one layer, and how; REUSED where someone else committed it meanwhile."""
         snapshot = self._prefix + chain_id
         key = f"{self._prefix}{UNPACK_PREFIX}{secrets.token_hex(6)} {chain_id}"
         labels = {SNAPSHOT_REF: chain_id, DIFF_ID: layer.diff_id}
         session = {SESSION: self._snapshotter.session}
-        mounts = self._snapshotter.prepare(key, parent, labels=labels | session)
+        # Without the reference: a store that has the layer under another name would refuse it.
+        mounts = self._snapshotter.prepare(key, parent, labels={DIFF_ID: layer.diff_id} | session)
+        layers = self._snapshotter.layers
         try:
+            if layers is not None and layers.reuse(layer.diff_id, layer_path(mounts)) is not None:
+                self._snapshotter.commit(snapshot, key, labels=labels)
+                return _How.LINKED
             with self._archive.open_layer(
                 layer, watch=lambda done: self._report(position, layer, done)
             ) as stored:
                 stream = io.BufferedReader(stored, _READ_SIZE)
                 try:
-                    apply_layer(mounts, stream, media_type=layer.media_type, diff_id=layer.diff_id)
+                    apply_layer(
+                        *(mounts, stream),
+                        media_type=layer.media_type,
+                        diff_id=layer.diff_id,
+                        reuse=layers,
+                    )
                 except (LayerError, DigestMismatchError):
                     # Where the stored bytes are damaged, that is the cause to name.
                     stored.finish()
@@ -190,11 +213,11 @@ class _Import:
             self._snapshotter.commit(snapshot, key, labels=labels)
         except AlreadyExistsError:
             self._abandon(key)
-            return False
+            return _How.REUSED
         except BaseException:
             self._abandon(key)
             raise
-        return True
+        return _How.NEW
 
     def _abandon(self, key: str) -> None:
         try:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from snapshotter.errors import InvalidArgumentError
@@ -22,8 +22,14 @@ SIZE_GB: Final = "containerd.io/snapshot/io.microsoft.container.storage.rootfs.s
 SIZE_BYTES: Final = "containerd.io/snapshot/windows/rootfs.sizebytes"
 """Size of the scratch disk in bytes; what containerd's CRI plugin sets since v1.7.0."""
 
+MAX_SIZE: Final = "containerd.io/snapshot/max-size"
+"""The most bytes that a snapshot may hold; the size of its disk where no other label asks."""
+
 LOCATION: Final = "containerd.io/snapshot/io.microsoft.container.storage.rootfs.location"
-"""Directory for the scratch disk; refused unless the store was opened with it as allowed."""
+"""Directory of the scratch template, and here of the disk as well.
+
+Refused unless the store was opened with it, or a directory around it, as allowed.
+"""
 
 REUSE_SCRATCH: Final = "containerd.io/snapshot/io.microsoft.container.storage.reuse-scratch"
 """`true`: share the scratch disk of the snapshot that `OWNER_KEY` names."""
@@ -62,12 +68,14 @@ class OwnScratch:
 class SharedScratch:
     """The scratch disk of the snapshot named `owner`.
 
-    `size` (bytes) and `location` are what the labels ask for as well; None where they do not.
+    `size` (bytes), `location` and `max_size` (bytes) are what the labels ask for as well; None
+    where they do not.
     """
 
     owner: str
     size: int | None = None
     location: str | None = None
+    max_size: int | None = None
 
 
 ScratchRequest = OwnScratch | SharedScratch
@@ -78,27 +86,37 @@ def without_empty(labels: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in labels.items() if value}
 
 
+def _fold(path: str) -> str:
+    return os.path.normcase(os.path.normpath(path))
+
+
 def scratch_request(
-    labels: Mapping[str, str], *, default_size: int, locations: Sequence[Path]
+    labels: Mapping[str, str],
+    *,
+    default_size: int,
+    locations: Sequence[Path],
+    fold: Callable[[str], str] = _fold,
 ) -> ScratchRequest:
     """What the labels of a new active snapshot ask for.
 
-    `locations` are the absolute directories that `LOCATION` may name. Raises InvalidArgumentError
-    naming label and value: containerd's own plugin takes the default for a size it cannot read.
+    `locations` are the absolute directories that `LOCATION` may name, or name a part of; `fold`
+    makes two spellings of one path equal. Raises InvalidArgumentError naming label and value:
+    containerd's own plugin takes the default for a size it cannot read.
     """
     size = _requested_size(labels)
-    location = _requested_location(labels, locations)
+    most = _maximum(labels, size)
+    location = _requested_location(labels, locations, fold)
     reuse = labels.get(REUSE_SCRATCH, "false")
     if reuse not in ("true", "false"):
         raise _refusal(REUSE_SCRATCH, reuse, "expected true or false")
     if reuse == "false":
-        return OwnScratch(default_size if size is None else size, location or "")
+        return OwnScratch(size or most or default_size, location or "")
     owner = labels.get(OWNER_KEY, "")
     if not owner:
         raise _refusal(
             REUSE_SCRATCH, reuse, f"sharing needs the owner's key in the label {OWNER_KEY}"
         )
-    return SharedScratch(owner, size, location)
+    return SharedScratch(owner, size, location, most)
 
 
 def check_scratch_size(size: int) -> int:
@@ -132,18 +150,40 @@ def _requested_size(labels: Mapping[str, str]) -> int | None:
     return next(iter(sizes.values()), None)
 
 
-def _requested_location(labels: Mapping[str, str], allowed: Sequence[Path]) -> str | None:
+def _maximum(labels: Mapping[str, str], size: int | None) -> int | None:
+    """The size limit in whole MiB, none of them begun beyond it."""
+    text = labels.get(MAX_SIZE)
+    if text is None:
+        return None
+    if _DECIMAL.fullmatch(text) is None:
+        raise _refusal(MAX_SIZE, text, "expected a decimal number, 0 or more")
+    most = int(text) // MIB * MIB
+    if most == 0 == int(text):
+        return None
+    try:
+        check_scratch_size(most)
+    except InvalidArgumentError as error:
+        raise _refusal(MAX_SIZE, text, str(error)) from error
+    if size is not None and size > most:
+        raise _refusal(MAX_SIZE, text, f"another label asks for {size} bytes, which is more")
+    return most
+
+
+def _requested_location(
+    labels: Mapping[str, str], allowed: Sequence[Path], fold: Callable[[str], str]
+) -> str | None:
     text = labels.get(LOCATION)
     if text is None:
         return None
-    # normpath, not resolve: an allowed path must be named as the configuration names it, so
-    # that no symbolic link decides where disks are written.
-    wanted = os.path.normcase(os.path.normpath(text))
+    # The text decides, not what it resolves to: an allowed path must be named as the
+    # configuration names it. Links further down are refused when the directory is made.
+    wanted = PurePath(fold(text))
     for path in allowed:
-        if os.path.normcase(path) == wanted:
-            return str(path)
+        base = PurePath(fold(str(path)))
+        if wanted.is_relative_to(base):
+            return str(path / wanted.relative_to(base))
     choice = ", ".join(map(str, allowed)) or "none: the store was opened without any"
-    raise _refusal(LOCATION, text, f"not an allowed scratch location ({choice})")
+    raise _refusal(LOCATION, text, f"not inside an allowed scratch location ({choice})")
 
 
 def _refusal(name: str, value: str, problem: str) -> InvalidArgumentError:

@@ -15,6 +15,7 @@ from snapshotter.mounts import LAYER_NAME, LCOW_LAYER, Mount
 
 if TYPE_CHECKING:
     from snapshotter.ext4.layertar import ConvertedLayer
+    from snapshotter.layercache import LayerCache
 
 _OCI: Final = "application/vnd.oci.image.layer."
 _DOCKER: Final = "application/vnd.docker.image.rootfs."
@@ -60,11 +61,15 @@ def apply_layer(
     *,
     media_type: str | None = None,
     diff_id: str | None = None,
+    blob: str | None = None,
+    reuse: LayerCache | None = None,
 ) -> ConvertedLayer:
     """Write a layer into the snapshot that `mounts` (of its Prepare) describe; what it holds.
 
     `stream` is the tar, compressed or not, read to its end. Where `diff_id` is given, the
-    uncompressed tar must have it. On failure no layer.vhd is left.
+    uncompressed tar must have it. With `reuse` (`Snapshotter.layers`), a layer that the store has
+    already, by its `diff_id` or by the digest `blob` of the stream, is cloned or linked to, and
+    `stream` is not read. On failure no layer.vhd is left.
 
     Raises DigestMismatchError, LayerError, InvalidArgumentError (mounts, media type),
     FailedPreconditionError (a layer is there already), UnavailableError (disk full).
@@ -74,6 +79,10 @@ def apply_layer(
     target = layer_path(mounts)
     if target.exists():
         raise FailedPreconditionError(f"{target} is there already; prepare a new snapshot")
+    if reuse is not None:
+        for digest in (diff_id, blob):
+            if digest is not None and (found := reuse.reuse(digest, target)) is not None:
+                return found
     # Imported here: it brings numpy, which most commands do without.
     from snapshotter.ext4.layertar import convert_layer
 
@@ -83,4 +92,6 @@ def apply_layer(
         raise DigestMismatchError(
             "uncompressed layer tar", expected=diff_id, actual=converted.diff_id
         )
+    if reuse is not None:
+        reuse.remember(converted, target, blob=blob)
     return converted

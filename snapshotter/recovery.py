@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from snapshotter.errors import UnavailableError
+from snapshotter.errors import DiskInUseError, UnavailableError
 from snapshotter.filters import Filters
 from snapshotter.labels import SESSION
 from snapshotter.metastore.model import Kind
 from snapshotter.metastore.store import MetaStore, Transaction
 from snapshotter.mounts import SCRATCH_NAME
+from snapshotter.platform import Platform
 from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Owner, Shelf, discard
 
@@ -21,7 +22,13 @@ _ROOT: Final = "root"
 _SESSION_BOUND: Final = f'kind==active,labels."{SESSION}"'
 
 
-def recover(store: MetaStore, owner: Owner, snapshots: Shelf, scratches: ScratchStore) -> int:
+def recover(
+    store: MetaStore,
+    owner: Owner,
+    snapshots: Shelf,
+    scratches: ScratchStore,
+    platform: Platform,
+) -> int:
     """Undo what killed processes left half done; how many directories were deleted.
 
     An active snapshot that is bound to a session goes with it. Renames are undone under the write
@@ -35,13 +42,18 @@ def recover(store: MetaStore, owner: Owner, snapshots: Shelf, scratches: Scratch
                 tx.scratches.release(tx.snapshots.remove(info.name).id)
                 _log.warning("removed %r, which a killed process left", info.name)
         garbage = snapshots.recover(tx.snapshots.numbers(), living)
-        _restore_missing(tx, snapshots, scratches)
-        for location, shelf in scratches.shelves(tx.scratches.locations()):
-            garbage += shelf.recover(tx.scratches.numbers(location), living)
-    return discard(garbage)
+        _restore_missing(tx, snapshots, scratches, platform)
+        recorded = tx.scratches.locations()
+        # All numbers for every place: two spellings of one place must not cost a disk.
+        numbers = frozenset[int]().union(*map(tx.scratches.numbers, recorded))
+        for shelf in scratches.shelves(recorded):
+            garbage += shelf.recover(numbers, living)
+    return discard(platform, garbage)
 
 
-def _restore_missing(tx: Transaction, snapshots: Shelf, scratches: ScratchStore) -> None:
+def _restore_missing(
+    tx: Transaction, snapshots: Shelf, scratches: ScratchStore, platform: Platform
+) -> None:
     """Make the directories of active snapshots that a power cut took, and the links in them.
 
     Prepare does not flush them, Commit does: a committed snapshot without one has lost its layer.
@@ -51,15 +63,28 @@ def _restore_missing(tx: Transaction, snapshots: Shelf, scratches: ScratchStore)
             _log.error("snapshot %s has lost its directory, and its layer with it", number)
             continue
         staged = snapshots.stage()
-        scratch = tx.scratches.held_by(number)
-        if scratch is not None:
-            _link(staged / SCRATCH_NAME, scratches.disk(scratch.location, scratch.id))
-        snapshots.publish(staged, number)
-        _log.warning("made the directory of snapshot %s anew, which a power cut took", number)
+        try:
+            scratch = tx.scratches.held_by(number)
+            if scratch is not None:
+                target = scratches.disk(scratch.location, scratch.id)
+                _link(platform, staged / SCRATCH_NAME, target)
+            snapshots.publish(staged, number)
+        except DiskInUseError as error:
+            discard(platform, [staged])
+            _log.warning("snapshot %s has no directory; the next cleanup: %s", number, error)
+        except BaseException:
+            discard(platform, [staged])
+            raise
+        else:
+            _log.warning("made the directory of snapshot %s anew, which a power cut took", number)
 
 
 def follow_moved_root(
-    store: MetaStore, root: Path, snapshots: Shelf, scratches: ScratchStore
+    store: MetaStore,
+    root: Path,
+    snapshots: Shelf,
+    scratches: ScratchStore,
+    platform: Platform,
 ) -> None:
     """Point links to scratch disks at this root where the store was moved and they dangle.
 
@@ -72,24 +97,30 @@ def follow_moved_root(
         for number, scratch in tx.scratches.links():
             link = snapshots.entry(number) / SCRATCH_NAME
             target = scratches.disk(scratch.location, scratch.id)
-            if not link.exists() and target.exists():
-                _replace_link(link, target)
+            # Asked by Python's own calls, which follow the link.
+            if not platform.long(link).exists() and platform.long(target).exists():
+                replace_link(platform, link, target)
+                _log.info("the store was moved: %s now links to %s", link, target)
         tx.properties.put(_ROOT, str(root))
 
 
-def _link(link: Path, target: Path) -> None:
+def _link(platform: Platform, link: Path, target: Path) -> None:
     try:
-        link.symlink_to(target)
+        platform.symlink(link, target)
     except OSError as error:
-        raise UnavailableError(f"cannot link {link} to {target}: {error.strerror}") from error
+        raise UnavailableError(
+            f"cannot link {link} to {target}: {error.strerror}; {platform.link_fix}"
+        ) from error
 
 
-def _replace_link(link: Path, target: Path) -> None:
+def replace_link(platform: Platform, link: Path, target: Path) -> None:
+    """Make `link` lead to `target`, at no moment to nothing. Raises UnavailableError."""
     fresh = link.with_name(f"{link.name}.new")
     try:
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(target)
-        fresh.replace(link)
+        platform.long(fresh).unlink(missing_ok=True)
+        platform.symlink(fresh, target)
+        platform.replace(fresh, link)
     except OSError as error:
-        raise UnavailableError(f"cannot link {link} to {target}: {error.strerror}") from error
-    _log.info("the store was moved: %s now links to %s", link, target)
+        raise UnavailableError(
+            f"cannot link {link} to {target}: {error.strerror}; {platform.link_fix}"
+        ) from error

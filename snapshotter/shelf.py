@@ -8,6 +8,9 @@
         | retire  (inside the write transaction that removes the row)
     rm-<number>       to be deleted once that transaction is committed
 
+A rename that meets an open file is taken back (`withdraw`, `restore`), so that the caller may end
+the transaction, wait without any lock, and try again.
+
 The metastore is the truth. Since entries are renamed only while the store's one write lock is
 held, whoever holds that lock can tell what a killed process left behind, even while other
 processes are at work (`recover`): `rm-<number>` with a row goes back; `rm-*` and numbers without
@@ -19,22 +22,19 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import re
 import secrets
-import shutil
-import sys
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Final, Self
 
 from filelock import FileLock, Timeout
 
-from snapshotter.errors import FailedPreconditionError, UnavailableError
+from snapshotter.errors import DiskInUseError, UnavailableError
+from snapshotter.platform import Platform
 
 _log = logging.getLogger(__name__)
 
-_DIRECTORY_MODE: Final = 0o700
 _NUMBER: Final = re.compile("[1-9][0-9]*")
 _NEW: Final = re.compile("new-([0-9a-f]+)-[0-9]+")
 _LOCK: Final = re.compile(r"([0-9a-f]+)\.lock")
@@ -43,14 +43,15 @@ _LOCK: Final = re.compile(r"([0-9a-f]+)\.lock")
 class Owner:
     """One open store: a random name and a lock file that lives as long as it does."""
 
-    def __init__(self, directory: Path, name: str, lock: FileLock) -> None:
-        self._directory = directory
+    def __init__(self, platform: Platform, directory: Path, name: str, lock: FileLock) -> None:
+        self._platform = platform
+        self.directory = directory
         self.name = name
         self._lock = lock
         self._counter = itertools.count(1)
 
     @classmethod
-    def enter(cls, directory: Path) -> Self:
+    def enter(cls, directory: Path, platform: Platform) -> Self:
         """Take a fresh name in `directory`, with the store's write lock held.
 
         The lock keeps another process's `living` from taking the new file for a dead one's.
@@ -58,12 +59,13 @@ class Owner:
         """
         name = secrets.token_hex(8)
         try:
-            directory.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-            lock = _lock_file(directory / f"{name}.lock")
+            if not platform.exists(directory):
+                platform.make_directory(directory)
+            lock = _lock_file(platform.long(directory / f"{name}.lock"))
             lock.acquire(timeout=0)
         except OSError as error:
             raise _refused("lock", directory, error) from error
-        return cls(directory, name, lock)
+        return cls(platform, directory, name, lock)
 
     def staging_name(self) -> str:
         """A name for something being written; every call gives another one."""
@@ -72,27 +74,34 @@ class Owner:
     def leave(self) -> None:
         """Give up the name; a second call does nothing."""
         self._lock.release()
-        (self._directory / f"{self.name}.lock").unlink(missing_ok=True)
+        self._platform.long(self.directory / f"{self.name}.lock").unlink(missing_ok=True)
 
     def living(self) -> frozenset[str]:
         """The names whose processes are alive, with the store's write lock held.
 
         Lock files of the others are deleted.
         """
-        alive = {self.name}
-        for entry in os.scandir(self._directory):
-            match = _LOCK.fullmatch(entry.name)
-            if match is None or match.group(1) == self.name:
-                continue
-            lock = _lock_file(Path(entry.path))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                alive.add(match.group(1))
-            else:
-                lock.release()
-                Path(entry.path).unlink(missing_ok=True)
-        return frozenset(alive)
+        return frozenset({self.name, *living(self._platform, self.directory, but=self.name)})
+
+
+def living(platform: Platform, directory: Path, *, but: str = "") -> Iterator[str]:
+    """The names in `directory` whose processes are alive, apart from `but`; write lock held.
+
+    Lock files of the others are deleted.
+    """
+    for name in platform.names(directory):
+        match = _LOCK.fullmatch(name)
+        if match is None or match.group(1) == but:
+            continue
+        path = platform.long(directory / name)
+        lock = _lock_file(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield match.group(1)
+        else:
+            lock.release()
+            path.unlink(missing_ok=True)
 
 
 def _lock_file(path: Path) -> FileLock:
@@ -103,15 +112,19 @@ def _lock_file(path: Path) -> FileLock:
 class Shelf:
     """One directory of numbered entries. Raises UnavailableError for what the system refuses."""
 
-    def __init__(self, path: Path, owner: Owner, *, durable: bool) -> None:
+    def __init__(self, path: Path, owner: Owner, platform: Platform, *, durable: bool) -> None:
         self.path = path
         self._owner = owner
+        self._platform = platform
         self._durable = durable
 
     def create(self) -> None:
         """Make the directory where it is missing."""
         try:
-            self.path.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+            if not self._platform.exists(self.path):
+                self._platform.make_directory(self.path)
+        except FileExistsError:
+            pass  # another process was faster
         except OSError as error:
             raise _refused("create", self.path, error) from error
 
@@ -123,7 +136,7 @@ class Shelf:
         """A new empty directory to be filled and published."""
         staged = self.path / self._owner.staging_name()
         try:
-            staged.mkdir(mode=_DIRECTORY_MODE)
+            self._platform.make_directory(staged)
         except OSError as error:
             raise _refused("create", staged, error) from error
         return staged
@@ -139,41 +152,69 @@ class Shelf:
         """Give a staged directory its number; write lock held, no row committed yet.
 
         Whatever has that name is what a killed process left of a transaction that was never
-        committed: it is put aside, and never written to.
+        committed: it is put aside, and never written to. Raises DiskInUseError, which leaves
+        `staged` as it was, or UnavailableError.
         """
         entry = self.entry(number)
         try:
-            if os.path.lexists(entry):
-                entry.rename(self.path / f"rm-{number}-{secrets.token_hex(4)}")
-            staged.rename(entry)
+            if self._platform.exists(entry):
+                self._platform.rename(entry, self._aside(number))
+            self._platform.rename(staged, entry)
         except OSError as error:
+            if self._platform.may_pass(error):
+                raise DiskInUseError(
+                    f"cannot publish {entry}: {error.strerror}; something has a file in it open",
+                    may_pass=True,
+                ) from error
             raise _refused("publish", entry, error) from error
+
+    def withdraw(self, number: int, staged: Path) -> None:
+        """Take `publish` back, with the write lock still held. Raises DiskInUseError."""
+        self._move_back(self.entry(number), staged)
 
     def retire(self, number: int) -> Path | None:
         """Take an entry away; write lock held. None where there is none.
 
-        Raises FailedPreconditionError where it is in use: containerd's garbage collector skips
-        such a snapshot, any other error would stop it.
+        Raises DiskInUseError, whatever the system's reason: see there.
         """
         entry, retired = self.entry(number), self.path / f"rm-{number}"
         try:
+            if self._platform.exists(retired) and self._platform.exists(entry):
+                self._platform.rename(retired, self._aside(number))
             # Not flushed: until the row is gone, recovery puts the entry back.
-            entry.rename(retired)
+            self._platform.rename(entry, retired)
         except FileNotFoundError:
-            return retired if retired.exists() else None
+            return retired if self._platform.exists(retired) else None
         except OSError as error:
-            raise FailedPreconditionError(
-                f"cannot remove {entry}: {error.strerror}; something still uses it"
+            raise DiskInUseError(
+                f"cannot remove {entry}: {error.strerror}; something still uses it",
+                may_pass=self._platform.may_pass(error),
             ) from error
         return retired
+
+    def restore(self, number: int) -> None:
+        """Take `retire` back, with the write lock still held. Raises DiskInUseError."""
+        self._move_back(self.path / f"rm-{number}", self.entry(number))
 
     def numbers(self) -> frozenset[int]:
         """The numbers of the entries that are there."""
         try:
-            names = self._names()
+            names = self._platform.names(self.path)
         except OSError as error:
             raise _refused("list", self.path, error) from error
         return frozenset(int(name) for name in names if _NUMBER.fullmatch(name))
+
+    def _move_back(self, moved: Path, origin: Path) -> None:
+        try:
+            self._platform.rename(moved, origin)
+        except OSError as error:
+            raise DiskInUseError(
+                f"cannot move {moved} back: {error.strerror}; the next recovery does it",
+                may_pass=False,
+            ) from error
+
+    def _aside(self, number: int | str) -> Path:
+        return self.path / f"rm-{number}-{secrets.token_hex(4)}"
 
     def recover(self, known: Container[int], living: Container[str]) -> list[Path]:
         """Put entries of `known` rows back, and return what may be deleted; write lock held.
@@ -182,8 +223,9 @@ class Shelf:
         """
         garbage: list[Path] = []
         try:
-            for name in sorted(self._names()):
-                # Nearly all names are those of rows: they cost no more than this.
+            # Names, not Path objects: there may be a hundred thousand.
+            for name in sorted(self._platform.names(self.path)):
+                # Nearly all are those of rows: they cost no more than this.
                 if not (name.isdecimal() and int(name) in known):
                     garbage += self._recover(self.path / name, known, living)
         except OSError as error:
@@ -196,48 +238,42 @@ class Shelf:
         if _NUMBER.fullmatch(path.name):
             if int(path.name) in known:
                 return ()
-            aside = self.path / f"rm-{path.name}-{secrets.token_hex(4)}"
-            path.rename(aside)
-            return (aside,)
+            return self._put_aside(path)
         if not path.name.startswith("rm-"):
             return ()  # not ours
         number = path.name.removeprefix("rm-")
         if not _NUMBER.fullmatch(number) or int(number) not in known:
             return (path,)
-        if self.entry(int(number)).exists():
+        if self._platform.exists(self.entry(int(number))):
             return (path,)
-        path.rename(self.entry(int(number)))
+        self._platform.rename(path, self.entry(int(number)))
         self._flush(self.path)
         _log.warning("put back %s, whose removal was not finished", self.entry(int(number)))
         return ()
 
-    def _names(self) -> list[str]:
-        # Not as Path objects: there may be a hundred thousand.
-        with os.scandir(self.path) as entries:
-            return [entry.name for entry in entries]
+    def _put_aside(self, path: Path) -> Iterable[Path]:
+        # Renamed first: its number must be free at once, however long deleting it takes.
+        aside = self._aside(path.name)
+        try:
+            self._platform.rename(path, aside)
+        except OSError as error:
+            if not self._platform.may_pass(error):
+                raise
+            _log.warning("%s is in use; the next cleanup tries again: %s", path, error.strerror)
+            return ()
+        return (aside,)
 
     def _flush(self, directory: Path) -> None:
         if self._durable:
-            _flush_names(directory)
+            self._platform.flush_names(directory)
 
 
-def _flush_names(directory: Path) -> None:
-    """Return when the names in a directory would survive a power cut."""
-    # NTFS journals its directories by itself, and opens none as files.
-    if sys.platform != "win32":
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def discard(paths: Iterable[Path]) -> int:
+def discard(platform: Platform, paths: Iterable[Path]) -> int:
     """Delete directories and return how many are gone; the others stay for the next recovery."""
     gone = 0
     for path in paths:
         try:
-            shutil.rmtree(path)
+            platform.remove_tree(path)
         except FileNotFoundError:
             gone += 1
         except OSError as error:

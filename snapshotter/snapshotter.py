@@ -9,6 +9,7 @@
     <root>/metadata.db                SQLite, the truth about everything below
     <root>/snapshots/<id>/            layer.vhd, or sandbox.vhdx: a link into scratch/
     <root>/scratch/<id>/sandbox.vhdx  see `snapshotter.scratch.store`
+    <root>/layers/<digest>            see `snapshotter.layercache`
     <root>/metadata.reserve           space for removals on a full disk
     <root>/owners/<name>.lock         one per process that has the store open
 
@@ -31,32 +32,32 @@ from typing import Final, Self
 from snapshotter.errors import (
     InvalidArgumentError,
     NotFoundError,
-    SnapshotterError,
     UnavailableError,
 )
 from snapshotter.filters import Filters
 from snapshotter.keys import check_key, is_unpack
 from snapshotter.labels import (
     DEFAULT_SCRATCH_SIZE,
-    OwnScratch,
     ScratchRequest,
-    SharedScratch,
     check_scratch_size,
     scratch_request,
     without_empty,
 )
-from snapshotter.metastore.model import Holder, Info, Kind, Scratch, Snapshot, Usage
+from snapshotter.layercache import LayerCache
+from snapshotter.metastore.model import Holder, Info, Kind, Snapshot, Usage
 from snapshotter.metastore.store import (
     DEFAULT_BUSY_TIMEOUT_S,
     MetaStore,
     StoreFullError,
-    Transaction,
 )
-from snapshotter.mounts import SCRATCH_NAME, Mount, lcow_mounts
+from snapshotter.mounts import Mount, lcow_mounts
+from snapshotter.placement import Placement
+from snapshotter.platform import Platform, local_platform
+from snapshotter.platform.links import probe_links
+from snapshotter.platform.patience import DEFAULT_BUSY_WAIT_S
 from snapshotter.recovery import follow_moved_root, recover
-from snapshotter.scratch.sharing import shared_scratch
 from snapshotter.scratch.store import ScratchStore
-from snapshotter.shelf import Owner, Shelf, discard
+from snapshotter.shelf import Owner, Shelf
 from snapshotter.usage import disk_usage
 
 _log = logging.getLogger(__name__)
@@ -88,15 +89,27 @@ class Snapshotter:
         owner: Owner,
         snapshots: Shelf,
         scratches: ScratchStore,
+        platform: Platform,
         *,
         default_scratch_size: int,
+        busy_wait_s: float,
+        links_refused: OSError | None,
+        layers: LayerCache | None,
     ) -> None:
         self.root = root
         self._store = store
         self._owner = owner
         self._snapshots = snapshots
         self._scratches = scratches
+        self._platform = platform
         self._default_scratch_size = default_scratch_size
+        self._placement = Placement(
+            *(store, snapshots, scratches, platform),
+            recover=self._recover,
+            links_refused=links_refused,
+            busy_wait_s=busy_wait_s,
+        )
+        self.layers = layers
 
     @classmethod
     def open(
@@ -108,42 +121,61 @@ class Snapshotter:
         scratch_locations: Sequence[str | os.PathLike[str]] = (),
         durable: bool = True,
         busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S,
+        busy_wait_s: float = DEFAULT_BUSY_WAIT_S,
+        reuse_layers: bool = True,
+        platform: Platform | None = None,
     ) -> Self:
         """Open the store at `root`, and put right what a killed process left there.
 
         `default_scratch_size` (bytes) is for snapshots whose labels name none;
-        `scratch_locations` are the absolute directories that the location label may name.
-        Without `durable`, files are not flushed, which only a test should want.
+        `scratch_locations` are the absolute directories that the location label may name, or
+        name a part of. An operation waits up to `busy_timeout_s` for another one's transaction,
+        and up to `busy_wait_s` for files that something has open (on Windows). With
+        `reuse_layers`, a layer that is there already is cloned or linked to. Without `durable`,
+        files are not flushed, which only a test should want. `platform` is this machine's where
+        none is given.
 
         Raises NotFoundError (no store there and not `create`), InvalidArgumentError (a size or
         location), UnavailableError (not a directory, locked, damaged).
         """
+        platform = platform or local_platform()
         size = check_scratch_size(default_scratch_size)
         locations = tuple(_allowed_location(Path(path)) for path in scratch_locations)
         # Resolved, since links to scratch disks name it: a relative root would dangle.
         base = Path(root).resolve()
-        if not create and not (base / METADATA_NAME).is_file():
+        files = platform.long(base)
+        if not create and not (files / METADATA_NAME).is_file():
             raise NotFoundError(f"there is no snapshotter store at {base}; check the root")
         try:
-            base.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise UnavailableError(f"cannot create the root {base}: {error.strerror}") from error
+        _refuse_lost_metadata(base, platform)
         with contextlib.ExitStack() as undo:
-            store = MetaStore.open(base / METADATA_NAME, busy_timeout_s=busy_timeout_s)
+            store = MetaStore.open(files / METADATA_NAME, busy_timeout_s=busy_timeout_s)
             undo.callback(store.close)
             with store.transaction(write=True) as tx:
-                owner = Owner.enter(base / "owners")
+                owner = Owner.enter(base / "owners", platform)
                 undo.callback(owner.leave)
                 store_id = tx.properties.get(_STORE_ID) or uuid.uuid4().hex
                 tx.properties.put(_STORE_ID, store_id)
-            snapshots = Shelf(base / "snapshots", owner, durable=durable)
+            snapshots = Shelf(base / "snapshots", owner, platform, durable=durable)
             snapshots.create()
-            scratches = ScratchStore(base, store_id, owner, durable=durable, locations=locations)
+            scratches = ScratchStore(
+                base, store_id, owner, platform, durable=durable, locations=locations
+            )
             scratches.create()
-            recover(store, owner, snapshots, scratches)
-            follow_moved_root(store, base, snapshots, scratches)
+            recover(store, owner, snapshots, scratches, platform)
+            follow_moved_root(store, base, snapshots, scratches, platform)
+            links_refused = probe_links(platform, owner.directory)
             undo.pop_all()
-        return cls(base, store, owner, snapshots, scratches, default_scratch_size=size)
+        return cls(
+            *(base, store, owner, snapshots, scratches, platform),
+            default_scratch_size=size,
+            busy_wait_s=busy_wait_s,
+            links_refused=links_refused,
+            layers=LayerCache(base / "layers", snapshots.path, platform) if reuse_layers else None,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -153,6 +185,8 @@ class Snapshotter:
 
     def close(self) -> None:
         """Close; a second call does nothing. Every other call then raises UnavailableError."""
+        if self.layers is not None:
+            self.layers.close()
         self._store.close()
         self._owner.leave()
 
@@ -166,8 +200,10 @@ class Snapshotter:
         It gets a scratch disk of its own, or by its labels that of another snapshot; an unpack
         snapshot (`extract-...`) gets none. On failure nothing is left.
 
-        Raises NotFoundError (parent or scratch owner), AlreadyExistsError,
-        InvalidArgumentError (parent not committed, a bad label), UnavailableError (disk full).
+        Raises NotFoundError (parent or scratch owner), AlreadyExistsError (key; or the layer that
+        an unpacker's label names is committed on this parent: containerd then takes that one),
+        InvalidArgumentError (parent not committed, a bad label), FailedPreconditionError (a disk
+        is in use, a template is none, links are refused), UnavailableError (disk full).
         """
         kept = without_empty(labels or {})
         request: ScratchRequest | None = None
@@ -176,14 +212,16 @@ class Snapshotter:
                 kept,
                 default_size=self._default_scratch_size,
                 locations=tuple(map(Path, self._scratches.locations)),
+                fold=self._platform.fold,
             )
-        return self._create(Kind.ACTIVE, key, parent, kept, request)
+        return self._mounts(self._placement.create(Kind.ACTIVE, key, parent, kept, request))
 
     def view(
         self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
     ) -> list[Mount]:
         """Read-only mounts of `parent`. Raises as `prepare` does, scratch disks apart."""
-        return self._create(Kind.VIEW, key, parent, without_empty(labels or {}), None)
+        kept = without_empty(labels or {})
+        return self._mounts(self._placement.create(Kind.VIEW, key, parent, kept, None))
 
     def mounts(self, key: str) -> list[Mount]:
         """Mounts of an active snapshot or a view.
@@ -213,7 +251,7 @@ class Snapshotter:
         while True:
             with self._store.transaction(write=False) as tx:
                 number = tx.snapshots.check_commit(name, key)
-            usage = disk_usage(self._snapshots.entry(number))
+            usage = self._disk_usage(self._snapshots.entry(number))
             with self._store.transaction(write=True) as tx:
                 # Another snapshot may have taken the key meanwhile: then measure that one.
                 if tx.snapshots.check_commit(name, key) == number:
@@ -229,10 +267,10 @@ class Snapshotter:
         FailedPreconditionError (it has children, or is in use).
         """
         try:
-            self._remove(key)
+            self._placement.remove(key)
         except StoreFullError:
             self._store.reserve.spend()
-            self._remove(key)
+            self._placement.remove(key)
             self._store.reserve.fill()
 
     def stat(self, key: str) -> Info:
@@ -260,9 +298,9 @@ class Snapshotter:
             if scratch is not None and not tx.scratches.pays_for(number, scratch.id):
                 scratch = None
         if kind is Kind.ACTIVE:
-            usage = disk_usage(self._snapshots.entry(number))
+            usage = self._disk_usage(self._snapshots.entry(number))
         if scratch is not None:
-            usage += disk_usage(self._scratches.disk(scratch.location, scratch.id))
+            usage += self._disk_usage(self._scratches.disk(scratch.location, scratch.id))
         return usage
 
     def walk(self, *filters: str) -> Iterator[Info]:
@@ -290,7 +328,9 @@ class Snapshotter:
 
         Safe while other processes use the store: what they are writing is left alone.
         """
-        return recover(self._store, self._owner, self._snapshots, self._scratches)
+        if self.layers is not None:
+            self.layers.sweep()
+        return self._recover()
 
     # -- what containerd's interface has no word for
 
@@ -314,7 +354,7 @@ class Snapshotter:
                 return None
             holders = tx.scratches.holders(scratch.id)
         path = self._scratches.disk(scratch.location, scratch.id)
-        return SharedDisk(path, scratch.size, disk_usage(path).size, holders)
+        return SharedDisk(path, scratch.size, self._disk_usage(path).size, holders)
 
     def directory(self, key: str) -> Path:
         """The directory of a snapshot of any kind, where its layer.vhd is. Raises NotFoundError."""
@@ -324,95 +364,14 @@ class Snapshotter:
 
     # -- inside
 
-    def _create(
-        self,
-        kind: Kind,
-        key: str,
-        parent: str,
-        labels: Mapping[str, str],
-        request: ScratchRequest | None,
-    ) -> list[Mount]:
-        check_key("key", key)
-        with self._store.transaction(write=False) as tx:
-            # Once before the work, so that what cannot succeed costs nothing, and once more
-            # with the row.
-            tx.snapshots.check_create(key, parent)
-            if isinstance(request, SharedScratch):
-                shared_scratch(tx.scratches, key, request)
-        staged: list[Path] = []
-        publishing = False
-        try:
-            disk = None
-            if isinstance(request, OwnScratch):
-                disk = self._scratches.stage(request.location, request.size)
-                staged.append(disk)
-            directory = None
-            if kind is Kind.ACTIVE or not parent:
-                directory = self._snapshots.stage()
-                staged.append(directory)
-            with self._store.transaction(write=True) as tx:
-                snapshot = tx.snapshots.create(kind, key, parent, labels)
-                if request is not None:
-                    scratch = self._scratch(tx, key, request)
-                    owned = disk is not None
-                    tx.scratches.hold(snapshot.id, scratch.id, owner=owned)
-                    if disk is not None:
-                        publishing = True
-                        shelf = self._scratches.shelf(scratch.location)
-                        shelf.publish(disk, scratch.id)
-                        tx.flush_before_commit(shelf.path, shelf.flush)
-                    assert directory is not None
-                    self._link(directory, scratch)
-                if directory is not None:
-                    publishing = True
-                    # Not flushed: all that it holds so far, recovery can make anew.
-                    self._snapshots.publish(directory, snapshot.id)
-        except BaseException:
-            if publishing:
-                self._recover_after_failure()
-            discard(staged)
-            raise
-        return self._mounts(snapshot)
-
-    def _remove(self, key: str) -> None:
-        retired: list[Path | None] = []
-        renaming = False
-        try:
-            with self._store.transaction(write=True) as tx:
-                removed = tx.snapshots.remove(key)
-                scratch = tx.scratches.release(removed.id)
-                renaming = True
-                retired.append(self._snapshots.retire(removed.id))
-                if scratch is not None:
-                    shelf = self._scratches.shelf(scratch.location)
-                    retired.append(shelf.retire(scratch.id))
-        except BaseException:
-            if renaming:
-                self._recover_after_failure()
-            raise
-        discard(path for path in retired if path is not None)
-
-    def _scratch(self, tx: Transaction, key: str, request: ScratchRequest) -> Scratch:
-        if isinstance(request, SharedScratch):
-            return shared_scratch(tx.scratches, key, request)
-        return tx.scratches.add(request.size, request.location)
-
-    def _link(self, directory: Path, scratch: Scratch) -> None:
-        target = self._scratches.disk(scratch.location, scratch.id)
-        if not target.is_file():
-            raise UnavailableError(
-                f"the scratch disk {target} is missing; remove the snapshots that share it"
-            )
-        try:
-            (directory / SCRATCH_NAME).symlink_to(target)
-        except OSError as error:
-            raise UnavailableError(
-                f"cannot link {SCRATCH_NAME} to {target}: {error.strerror}; on Windows this needs"
-                " the right to create symbolic links"
-            ) from error
+    def _disk_usage(self, path: Path) -> Usage:
+        return disk_usage(self._platform.long(path))
 
     def _mounts(self, snapshot: Snapshot) -> list[Mount]:
         return lcow_mounts(snapshot, self._snapshots.entry)
+
+    def _recover(self) -> int:
+        return recover(self._store, self._owner, self._snapshots, self._scratches, self._platform)
 
     def _walk(self, filters: Filters) -> Iterator[Info]:
         with self._store.transaction(write=False) as tx:
@@ -422,13 +381,20 @@ class Snapshotter:
         with self._store.transaction(write=False) as tx:
             yield from tx.snapshots.frames(filters)
 
-    def _recover_after_failure(self) -> None:
-        # The transaction is rolled back, so the directories must follow. Where even this fails
-        # (a full disk, say) the next open does it.
-        try:
-            self.cleanup()
-        except SnapshotterError as error:
-            _log.warning("cannot clean up after a failure: %s", error)
+
+def _refuse_lost_metadata(root: Path, platform: Platform) -> None:
+    """Refuse to begin a new store where one has lost its metadata: all would be swept as orphans.
+
+    Raises UnavailableError.
+    """
+    directory = root / "snapshots"
+    if platform.exists(root / METADATA_NAME) or not platform.exists(directory):
+        return
+    if any(name.isdecimal() for name in platform.names(directory)):
+        raise UnavailableError(
+            f"{root} has snapshots but no {METADATA_NAME}: restore a backup of it, or use a new"
+            " root"
+        )
 
 
 def _allowed_location(path: Path) -> Path:

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from snapshotter.cli import disks, images, serve, snapshots, vhdx
+from snapshotter.cli import disks, images, maintenance, serve, snapshots, vhdx
 
 app = typer.Typer(
     name="lcow-snapshotter",
@@ -26,6 +26,7 @@ app.add_typer(snapshots.app, name="snapshots")
 app.add_typer(disks.scratch, name="scratch")
 app.add_typer(disks.layer, name="layer")
 app.add_typer(vhdx.app, name="vhdx")
+app.add_typer(maintenance.app)
 app.command()(serve.serve)
 
 

@@ -45,11 +45,21 @@ def import_(
         str, typer.Option(help="Platform of a multi-platform image.")
     ] = "linux/amd64",
     prefix: Annotated[str, typer.Option(help="Text before every snapshot's name.")] = "",
+    reuse_layers: Annotated[
+        bool,
+        typer.Option(
+            "--reuse-layers/--no-reuse-layers",
+            help="Clone or link to a layer that another snapshot has.",
+        ),
+    ] = True,
     json_output: JsonOption = False,
 ) -> None:
     """Make a committed snapshot of each layer; layers that are there already cost nothing."""
     with operation(json_output=json_output, file=archive):
-        with Snapshotter.open(root) as snapshotter, _progress() as progress:
+        with (
+            Snapshotter.open(root, reuse_layers=reuse_layers) as snapshotter,
+            _progress() as progress,
+        ):
             image = import_image(
                 snapshotter, archive, name=name, platform=platform, prefix=prefix, progress=progress
             )
@@ -109,6 +119,7 @@ def _document(image: ImportedImage) -> dict[str, object]:
                 "size": layer.size,
                 "disk_size": layer.disk_size,
                 "reused": layer.reused,
+                "linked": layer.linked,
             }
             for layer in image.layers
         ],
@@ -124,7 +135,7 @@ def _print(image: ImportedImage, archive: Path) -> None:
                 layer.snapshot,
                 size_text(layer.size),
                 size_text(layer.disk_size),
-                "reused" if layer.reused else "new",
+                "reused" if layer.reused else "linked" if layer.linked else "new",
             )
             for layer in image.layers
         ],

@@ -56,11 +56,18 @@ def prepare(
     root: RootOption,
     parent: ParentOption = "",
     label: LabelOption = None,
+    scratch_location: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Allow the location label to name it; may be repeated."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make an active snapshot, with a scratch disk, and print its mounts."""
     labels = _labels(label)
-    with operation(json_output=json_output), Snapshotter.open(root) as snapshotter:
+    with (
+        operation(json_output=json_output),
+        Snapshotter.open(root, scratch_locations=scratch_location or ()) as snapshotter,
+    ):
         _print_mounts(key, snapshotter.prepare(key, parent, labels=labels), json_output=json_output)
 
 

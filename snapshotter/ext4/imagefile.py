@@ -16,6 +16,7 @@ from typing import Final, NoReturn, Self
 
 from snapshotter.errors import UnavailableError
 from snapshotter.ext4.format import BLOCK_SIZE
+from snapshotter.platform.patience import patiently
 
 _MAX_VECTOR: Final = 1024  # IOV_MAX of Linux
 _BATCH: Final = 256 * BLOCK_SIZE
@@ -101,7 +102,7 @@ class ImageFile:
         try:
             os.fsync(self._descriptor)
             self._close()
-            self._temporary.replace(self._target)
+            patiently(lambda: self._temporary.replace(self._target))
             _sync_directory(self._target.parent)
         except OSError as error:
             self._refused(error)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import PurePath
 
 from snapshotter.errors import InvalidArgumentError, NotFoundError
-from snapshotter.keys import BackendKey
-from snapshotter.labels import LOCATION, OWNER_KEY, SIZE_GB, SharedScratch
+from snapshotter.keys import BackendKey, is_unpack
+from snapshotter.labels import LOCATION, MAX_SIZE, OWNER_KEY, SIZE_GB, SharedScratch
 from snapshotter.metastore.model import Kind, Scratch
 from snapshotter.metastore.scratches import Candidate, Scratches
 
@@ -29,6 +29,11 @@ def shared_scratch(scratches: Scratches, key: str, request: SharedScratch) -> Sc
         raise InvalidArgumentError(
             f"snapshot {key!r} asks for a scratch disk of {request.size} bytes ({SIZE_GB}), but"
             f" shares the one of {owner!r}, which has {scratch.size}; leave the size to the owner"
+        )
+    if request.max_size is not None and scratch.size > request.max_size:
+        raise InvalidArgumentError(
+            f"snapshot {key!r} may hold {request.max_size} bytes ({MAX_SIZE}), but shares the"
+            f" scratch disk of {owner!r}, which has {scratch.size}; leave the size to the owner"
         )
     if request.location is not None and PurePath(request.location) != PurePath(scratch.location):
         raise InvalidArgumentError(
@@ -70,7 +75,9 @@ def _problem(candidate: Candidate, sharer: BackendKey) -> str | None:
     if candidate.kind is not Kind.ACTIVE:
         return f"{candidate.key!r} is {candidate.kind.word}"
     if candidate.scratch is None:
-        return f"{candidate.key!r} is an unpack snapshot without a scratch disk"
+        if is_unpack(candidate.key, {}):
+            return f"{candidate.key!r} is an unpack snapshot without a scratch disk"
+        return f"{candidate.key!r} has no disk that can be shared: links were refused to it"
     if sharer.namespace and namespace != sharer.namespace:
         return f"{candidate.key!r} is outside the namespace {sharer.namespace!r}"
     return None

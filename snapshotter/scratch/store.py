@@ -1,9 +1,13 @@
-"""Where scratch disks are: one directory a disk, written from a template kept in memory.
+"""Where scratch disks are: one directory a disk, written from a template in memory.
+
+At a location the template is a file as well, as it is in containerd's own plugin: whoever has put
+one there decides what is in new disks.
 
 ::
 
     <root>/scratch/<number>/sandbox.vhdx
     <location>/lcow-<store id>/<number>/sandbox.vhdx     where a label named an allowed location
+    <location>/scratch.vhdx                              the template of the disks there
 
 Each snapshot that uses a disk links to that one path. hcsshim resolves the link and attaches
 disks by path, so a disk is attached once however many containers share it.
@@ -12,6 +16,7 @@ disks by path, so a disk is attached once however many containers share it.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -20,49 +25,60 @@ from typing import TYPE_CHECKING, Final
 
 from snapshotter.errors import UnavailableError
 from snapshotter.mounts import SCRATCH_NAME
+from snapshotter.platform import Platform
+from snapshotter.scratch.location import create_location
 from snapshotter.shelf import Owner, Shelf, discard
 
 if TYPE_CHECKING:
     from snapshotter.scratch.template import ScratchTemplate
+    from snapshotter.scratch.templatefile import FileState
 
 _MAX_TEMPLATES: Final = 8
 """Sizes come from clients, and a template takes a few MiB."""
 
 
 class Templates:
-    """Formatted scratch disks in memory, one a size; the least recently used go first."""
+    """Formatted scratch disks in memory, by size and location; the least recently used go first."""
 
-    def __init__(self) -> None:
+    def __init__(self, platform: Platform, *, durable: bool) -> None:
+        self._platform = platform
+        self._durable = durable
         self._lock = threading.Lock()
-        self._building: dict[int, threading.Lock] = {}
-        self._built: OrderedDict[int, ScratchTemplate] = OrderedDict()
+        self._building: dict[tuple[str, int], threading.Lock] = {}
+        self._built: OrderedDict[tuple[str, int], tuple[FileState, ScratchTemplate]] = OrderedDict()
 
-    def get(self, size: int) -> ScratchTemplate:
-        """The template for disks of `size` bytes, built once however many threads ask."""
+    def get(self, location: str, size: int) -> ScratchTemplate:
+        """The template for disks of `size` bytes, built once however many threads ask.
+
+        That of a location is the file there, verified again whenever it changed. Raises
+        FailedPreconditionError (the file is no such template), UnavailableError.
+        """
+        # Imported when the first disk is made: it brings numpy, and most uses of a store make no
+        # disk.
+        from snapshotter.scratch.template import ScratchTemplate
+        from snapshotter.scratch.templatefile import TemplateFile
+
+        file = TemplateFile.at(Path(location), size, self._platform) if location else None
+        key = (location, size)
         with self._lock:
-            if (template := self._recall(size)) is not None:
-                return template
-            building = self._building.setdefault(size, threading.Lock())
+            building = self._building.setdefault(key, threading.Lock())
         with building:
+            state = file.state() if file else None
             with self._lock:
-                if (template := self._recall(size)) is not None:
-                    return template
-            # Imported when the first disk is made: it brings numpy, and most uses of a store
-            # make no disk.
-            from snapshotter.scratch.template import ScratchTemplate
-
-            template = ScratchTemplate.build(size)
+                if key in self._built and self._built[key][0] == state:
+                    self._built.move_to_end(key)
+                    return self._built[key][1]
+            if file is None:
+                template = ScratchTemplate.build(size)
+            else:
+                template = file.load_or_create(durable=self._durable)
+                state = file.state()
             with self._lock:
-                self._built[size] = template
-                self._building.pop(size, None)
+                self._built[key] = (state, template)
+                self._building.pop(key, None)
                 while len(self._built) > _MAX_TEMPLATES:
                     self._built.popitem(last=False)
             return template
-
-    def _recall(self, size: int) -> ScratchTemplate | None:
-        if size in self._built:
-            self._built.move_to_end(size)
-        return self._built.get(size)
 
 
 class ScratchStore:
@@ -73,15 +89,17 @@ class ScratchStore:
         root: Path,
         store_id: str,
         owner: Owner,
+        platform: Platform,
         *,
         durable: bool,
         locations: Iterable[Path] = (),
     ) -> None:
         self._store_id = store_id
         self._owner = owner
+        self._platform = platform
         self._durable = durable
-        self._templates = Templates()
-        self._own = Shelf(root / "scratch", owner, durable=durable)
+        self._templates = Templates(platform, durable=durable)
+        self._own = Shelf(root / "scratch", owner, platform, durable=durable)
         self.locations = tuple(str(path) for path in locations)
 
     def create(self) -> None:
@@ -92,12 +110,13 @@ class ScratchStore:
         """The shelf at a location; "" is the root's own."""
         if not location:
             return self._own
-        return Shelf(Path(location) / f"lcow-{self._store_id}", self._owner, durable=self._durable)
+        path = Path(location) / f"lcow-{self._store_id}"
+        return Shelf(path, self._owner, self._platform, durable=self._durable)
 
-    def shelves(self, recorded: Iterable[str]) -> list[tuple[str, Shelf]]:
+    def shelves(self, recorded: Iterable[str]) -> list[Shelf]:
         """Every place that exists: the root's own, the allowed ones and the `recorded` ones."""
-        places = [(place, self.shelf(place)) for place in {"", *self.locations, *recorded}]
-        return [(place, shelf) for place, shelf in places if shelf.path.is_dir()]
+        places = [self.shelf(place) for place in sorted({"", *self.locations, *recorded})]
+        return [shelf for shelf in places if self._platform.long(shelf.path).is_dir()]
 
     def disk(self, location: str, number: int) -> Path:
         """The canonical path of a scratch disk."""
@@ -107,22 +126,36 @@ class ScratchStore:
         """Write a fresh disk of `size` bytes, and return its staged directory.
 
         On failure nothing is left. Raises UnavailableError (disk full), InvalidArgumentError (a
-        size that cannot be formatted).
+        size that cannot be formatted, a location that leads elsewhere), FailedPreconditionError
+        (the template at the location is none).
         """
+        if location:
+            create_location(location, self.locations, self._platform)
         shelf = self.shelf(location)
-        if location and not Path(location).is_dir():
-            raise UnavailableError(f"the scratch location {location} does not exist; create it")
         shelf.create()
-        template = self._templates.get(size)
+        template = self._templates.get(location, size)
         staged = shelf.stage()
         try:
-            template.write(staged / SCRATCH_NAME, durable=False)
-            if self._durable:
-                _flush(staged / SCRATCH_NAME)
+            self._write(template, staged)
         except BaseException:
-            discard([staged])
+            discard(self._platform, [staged])
             raise
         return staged
+
+    def write(self, directory: Path, size: int) -> None:
+        """Write a fresh disk of `size` bytes into a snapshot's own staged directory."""
+        self._write(self._templates.get("", size), directory)
+
+    def _write(self, template: ScratchTemplate, directory: Path) -> None:
+        path = self._platform.long(directory) / SCRATCH_NAME
+        if sys.platform == "win32":
+            # NTFS journals names in order: the rename that publishes the directory is written
+            # through, and the file's name with it.
+            template.write(path, durable=self._durable)
+        else:
+            template.write(path, durable=False)
+            if self._durable:
+                _flush(path)
 
 
 def _flush(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from snapshotter.blockio import BlockFile, DiskContent, LocalBlockFile
 from snapshotter.errors import AlreadyExistsError, UnavailableError
+from snapshotter.platform.patience import patiently
 from snapshotter.vhdx.format import IDENTIFIER_AREA
 
 _CLOSE_ON_EXEC: int = getattr(os, "O_CLOEXEC", 0)
@@ -59,7 +60,7 @@ def staged_file(
         finally:
             file.close()
         if overwrite:
-            temporary.replace(target)
+            patiently(lambda: temporary.replace(target))
         else:
             _rename_without_overwrite(temporary, target)
         if durable:
@@ -111,7 +112,7 @@ def write_into(file: BlockFile, content: DiskContent) -> None:
 def _rename_without_overwrite(source: Path, target: Path) -> None:
     """Raise FileExistsError where `target` exists, also when it came up a moment ago."""
     if sys.platform == "win32":
-        source.rename(target)  # never overwrites on Windows
+        patiently(lambda: source.rename(target))  # never overwrites on Windows
     else:
         try:
             os.link(source, target)

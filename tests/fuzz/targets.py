@@ -25,6 +25,8 @@ from harness.gcs.mux import MuxEndpoint, MuxRole, MuxViolationError
 from harness.gcs.prot import Create, ExecuteProcess, ModifySettings
 from harness.hcs.document import ComputeSystem, lcow_document
 from snapshotter.blockio import DiskContent
+from snapshotter.bolt import BoltFile
+from snapshotter.bolt.containerd import snapshots
 from snapshotter.crc32c import crc32c
 from snapshotter.errors import SnapshotterError
 from snapshotter.ext4.layertar import ConversionLimits, convert_layer
@@ -36,6 +38,7 @@ from snapshotter.units import GIB, KIB, MIB
 from snapshotter.vhd import FOOTER_SIZE, fixed_footer, parse_footer
 from snapshotter.vhdx import VhdxDisk, emit_vhdx
 from tests.fuzz.mutation import mutate
+from tests.snapshotter.bolt.golden import golden_database
 from tests.snapshotter.vhdx.memory import MemoryFile
 
 
@@ -252,6 +255,17 @@ def _document(_: Path) -> Target:
     return Target(lambda rng: mutate(seed, rng), run, (UsageError,))
 
 
+def _bolt(_: Path) -> Target:
+    seed = golden_database()
+
+    def run(data: bytes) -> None:
+        file = BoltFile.load(data)
+        for _ in snapshots(file):
+            pass
+
+    return Target(lambda rng: mutate(seed, rng), run)
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "vhdx": _vhdx,
     "ext4": _ext4,
@@ -262,4 +276,5 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "gcs": _gcs,
     "mux": _mux,
     "document": _document,
+    "bolt": _bolt,
 }

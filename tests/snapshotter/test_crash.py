@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +16,9 @@ from snapshotter.errors import FailedPreconditionError, UnavailableError
 from snapshotter.labels import OWNER_KEY, REUSE_SCRATCH
 from snapshotter.metastore.store import MetaStore
 from snapshotter.snapshotter import METADATA_NAME
+from tests.snapshotter.crash.proof import faults, prove
 
-KILLS = 20
+KILLS = 30
 needs_root = pytest.mark.skipif(
     getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can mount"
 )
@@ -33,31 +32,6 @@ def start_worker(root: Path, name: str, rounds: int) -> subprocess.Popen[str]:
         text=True,
         cwd=REPOSITORY,
     )
-
-
-def promised(lines: list[str]) -> tuple[set[str], set[str]]:
-    """Keys that must exist and keys that may or may not, from what a worker said."""
-    there: set[str] = set()
-    unsure: set[str] = set()
-    for line in lines:
-        match line.split():
-            case ["+", key] | ["c", key]:
-                unsure.discard(key)
-                there.add(key)
-                if not line.startswith("+"):
-                    there.discard(f"extract-{key}")
-                    unsure.discard(f"extract-{key}")
-            case ["-", key]:
-                there.discard(key)
-                unsure.discard(key)
-            case ["?", *keys]:
-                there.difference_update(keys)
-                unsure.update(keys)
-    # A layer's commit that was not acknowledged: it is there under either name.
-    for key in [key for key in there if key.startswith("extract-")]:
-        there.discard(key)
-        unsure.update((key, key.removeprefix("extract-")))
-    return there, unsure
 
 
 def check_consistent(store: Snapshotter) -> set[str]:
@@ -80,28 +54,12 @@ def check_consistent(store: Snapshotter) -> set[str]:
     return keys
 
 
-def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    chance = random.Random(20)
-    there: set[str] = set()
-    unsure: set[str] = set()
-    killed = 0
-    for number in range(KILLS):
-        with start_worker(tmp_path, f"w{number}", 2000) as worker:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "open\n"
-            time.sleep(chance.uniform(0.0, 0.06))
-            worker.kill()
-            lines = [line for line in worker.stdout.read().split("\n")[:-1] if line != "done"]
-        killed += worker.returncode != 0
-        now_there, now_unsure = promised(lines)
-        there |= now_there
-        unsure |= now_unsure
-        with Snapshotter.open(tmp_path) as store:
-            keys = check_consistent(store)
-        assert there <= keys
-        assert keys <= there | unsure
-        assert list((tmp_path / "owners").iterdir()) == []
-    assert killed == KILLS
+def test_kills_at_named_points_and_at_random_lose_nothing_that_was_acknowledged(
+    tmp_path: Path,
+) -> None:
+    # ./dev soak does hundreds.
+    done = prove(tmp_path / "root", KILLS, seed=20)
+    assert done["kills"] == KILLS >= len(faults()) + 10
 
 
 def test_two_processes_and_a_third_that_cleans_up_do_not_disturb_each_other(

@@ -7,6 +7,7 @@ import pytest
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.labels import (
     LOCATION,
+    MAX_SIZE,
     OWNER_KEY,
     REUSE_SCRATCH,
     SIZE_BYTES,
@@ -17,7 +18,9 @@ from snapshotter.labels import (
     scratch_request,
     without_empty,
 )
+from snapshotter.platform.windows import WindowsPlatform
 from snapshotter.units import GIB, MIB
+from tests.fakes.ntfs import FakeNtfs
 
 ALLOWED = Path("/srv/fast")
 
@@ -59,6 +62,9 @@ def test_both_size_labels_may_agree() -> None:
         (SIZE_GB, "9" * 40),
         (SIZE_BYTES, "1000"),
         (SIZE_BYTES, "lots"),
+        (MAX_SIZE, "-1"),
+        (MAX_SIZE, "1.5G"),
+        (MAX_SIZE, "1000"),
         (REUSE_SCRATCH, "True"),
         (REUSE_SCRATCH, "yes"),
         (LOCATION, "/srv/slow"),
@@ -99,3 +105,37 @@ def test_sharing_with_an_owner() -> None:
 
 def test_labels_without_a_value_are_no_labels() -> None:
     assert without_empty({"a": "", "b": "1"}) == {"b": "1"}
+
+
+def test_a_location_inside_an_allowed_one_is_taken() -> None:
+    assert request({LOCATION: "/srv/fast/./a/b"}) == OwnScratch(20 * GIB, "/srv/fast/a/b")
+
+
+def test_a_location_whose_name_only_begins_as_an_allowed_one_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="not inside an allowed"):
+        request({LOCATION: "/srv/faster"})
+
+
+def test_on_windows_the_spelling_of_a_location_does_not_matter() -> None:
+    fold = WindowsPlatform(FakeNtfs()).fold
+    for text in (r"c:\FAST/Sub", r"\\?\C:\fast\sub", r"C:\fast\x\..\SUB"):
+        found = scratch_request(
+            {LOCATION: text}, default_size=GIB, locations=[Path("c:\\fast")], fold=fold
+        )
+        assert isinstance(found, OwnScratch)
+        assert fold(found.location) == "c:/fast/sub"
+    with pytest.raises(InvalidArgumentError):
+        scratch_request(
+            {LOCATION: r"\\server\fast"},
+            default_size=GIB,
+            locations=[Path("c:\\fast")],
+            fold=fold,
+        )
+
+
+def test_a_maximum_is_the_size_where_no_other_label_asks_and_is_never_exceeded() -> None:
+    assert request({MAX_SIZE: str(2 * GIB + MIB - 1)}) == OwnScratch(2 * GIB)
+    assert request({MAX_SIZE: str(3 * GIB), SIZE_GB: "2"}) == OwnScratch(2 * GIB)
+    assert request({MAX_SIZE: "0"}) == OwnScratch(20 * GIB)
+    with pytest.raises(InvalidArgumentError, match=r"max-size.*asks for"):
+        request({MAX_SIZE: str(2 * GIB), SIZE_GB: "3"})

@@ -1,0 +1,294 @@
+"""Snapshots come and go: rows in one transaction with the renames of their directories.
+
+::
+
+    create   stage directories (slow) -> [ rows, publish ] -> the snapshot
+    remove   [ rows, retire ] -> delete directories (slow)
+
+The brackets are the write transaction. A rename in it that meets an open file (on Windows) takes
+everything back; then there is a pause without any lock, and another try, within a bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from snapshotter.errors import (
+    AlreadyExistsError,
+    DiskInUseError,
+    FailedPreconditionError,
+    SnapshotterError,
+    UnavailableError,
+)
+from snapshotter.filters import Filters, Operator, Selector
+from snapshotter.keys import check_key
+from snapshotter.labels import SNAPSHOT_REF, OwnScratch, ScratchRequest, SharedScratch
+from snapshotter.metastore.model import Kind, Scratch, Snapshot
+from snapshotter.metastore.store import MetaStore, Transaction
+from snapshotter.mounts import LAYER_NAME, SCRATCH_NAME
+from snapshotter.platform import Platform
+from snapshotter.platform.patience import Patience
+from snapshotter.scratch.sharing import shared_scratch
+from snapshotter.scratch.store import ScratchStore
+from snapshotter.shelf import Shelf, discard
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """Directories to be published: of the snapshot, and of its new scratch disk.
+
+    `holds_disk` where the snapshot's own has the disk itself, which nothing can make anew.
+    """
+
+    directory: Path | None
+    disk: Path | None
+    holds_disk: bool
+
+
+class Placement:
+    """What adds and removes snapshots of one store.
+
+    `recover` puts directories right after a failure; `links_refused` is why the system makes no
+    symbolic links, if it makes none; `busy_wait_s` bounds the pauses of one operation.
+    """
+
+    def __init__(
+        self,
+        store: MetaStore,
+        snapshots: Shelf,
+        scratches: ScratchStore,
+        platform: Platform,
+        *,
+        recover: Callable[[], object],
+        links_refused: OSError | None,
+        busy_wait_s: float,
+    ) -> None:
+        self._store = store
+        self._snapshots = snapshots
+        self._scratches = scratches
+        self._platform = platform
+        self._recover = recover
+        self._links_refused = links_refused
+        self._busy_wait_s = busy_wait_s
+
+    def create(
+        self,
+        kind: Kind,
+        key: str,
+        parent: str,
+        labels: Mapping[str, str],
+        request: ScratchRequest | None,
+    ) -> Snapshot:
+        """Add an active snapshot or a view, with the scratch disk that is requested.
+
+        On failure nothing is left. Raises as `Snapshotter.prepare` does.
+        """
+        check_key("key", key)
+        self._check_links(request)
+        with self._store.transaction(write=False) as tx:
+            # Once before the work, so that what cannot succeed costs nothing, and once more
+            # with the row.
+            tx.snapshots.check_create(key, parent)
+            if isinstance(request, SharedScratch):
+                shared_scratch(tx.scratches, key, request)
+            self._check_not_unpacked(tx, key, parent, labels)
+        staged: list[Path] = []
+        try:
+            disk = None
+            directory = None
+            holds_disk = False
+            if kind is Kind.ACTIVE or not parent:
+                directory = self._snapshots.stage()
+                staged.append(directory)
+            if isinstance(request, OwnScratch):
+                if self._links_refused is not None and directory is not None:
+                    self._scratches.write(directory, request.size)
+                    request = None  # the disk is the snapshot's own file, which nobody shares
+                    holds_disk = True
+                else:
+                    disk = self._scratches.stage(request.location, request.size)
+                    staged.append(disk)
+            ready = _Staged(directory, disk, holds_disk)
+            patience = Patience(self._busy_wait_s)
+            while True:
+                try:
+                    return self._publish(kind, key, parent, labels, request, ready)
+                except DiskInUseError as error:
+                    if not error.may_pass or not patience.wait():
+                        raise
+        except BaseException:
+            discard(self._platform, staged)
+            raise
+
+    def _publish(
+        self,
+        kind: Kind,
+        key: str,
+        parent: str,
+        labels: Mapping[str, str],
+        request: ScratchRequest | None,
+        staged: _Staged,
+    ) -> Snapshot:
+        """Add the rows and give the staged directories their numbers, in one transaction.
+
+        After a DiskInUseError that may pass, everything is as it was before.
+        """
+        directory, disk = staged.directory, staged.disk
+        publishing = False
+        try:
+            with self._store.transaction(write=True) as tx, contextlib.ExitStack() as undo:
+                snapshot = tx.snapshots.create(kind, key, parent, labels)
+                if request is not None:
+                    scratch = self._scratch(tx, key, request)
+                    tx.scratches.hold(snapshot.id, scratch.id, owner=disk is not None)
+                    if disk is not None:
+                        publishing = True
+                        shelf = self._scratches.shelf(scratch.location)
+                        shelf.publish(disk, scratch.id)
+                        undo.callback(shelf.withdraw, scratch.id, disk)
+                        tx.flush_before_commit(shelf.path, shelf.flush)
+                    assert directory is not None
+                    self._link(directory, scratch)
+                if directory is not None:
+                    publishing = True
+                    self._snapshots.publish(directory, snapshot.id)
+                    if staged.holds_disk:
+                        tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
+                    # Else not flushed: all that it holds so far, recovery can make anew.
+                undo.pop_all()
+        except DiskInUseError as error:
+            if not error.may_pass:
+                self._recover_after_failure()
+            raise
+        except BaseException:
+            if publishing:
+                self._recover_after_failure()
+            raise
+        return snapshot
+
+    def remove(self, key: str) -> None:
+        """Remove a snapshot, and its scratch disk with the last one that uses it.
+
+        On failure everything is there. Raises as `Snapshotter.remove` does.
+        """
+        patience = Patience(self._busy_wait_s)
+        while True:
+            try:
+                retired = self._retire(key)
+            except DiskInUseError as error:
+                if not error.may_pass or not patience.wait():
+                    raise
+            else:
+                discard(self._platform, (path for path in retired if path is not None))
+                return
+
+    def _retire(self, key: str) -> list[Path | None]:
+        """Delete the rows and take the directories away, in one transaction; what to delete.
+
+        After a DiskInUseError that may pass, everything is as it was before.
+        """
+        retired: list[Path | None] = []
+        renaming = False
+        try:
+            with self._store.transaction(write=True) as tx, contextlib.ExitStack() as undo:
+                removed = tx.snapshots.remove(key)
+                scratch = tx.scratches.release(removed.id)
+                renaming = True
+                if scratch is not None:
+                    # First the one that a utility VM may have attached.
+                    shelf = self._scratches.shelf(scratch.location)
+                    retired.append(shelf.retire(scratch.id))
+                    if retired[-1] is not None:
+                        undo.callback(shelf.restore, scratch.id)
+                retired.append(self._snapshots.retire(removed.id))
+                undo.pop_all()
+        except DiskInUseError as error:
+            if not error.may_pass:
+                self._recover_after_failure()
+            raise
+        except BaseException:
+            if renaming:
+                self._recover_after_failure()
+            raise
+        return retired
+
+    def _check_links(self, request: ScratchRequest | None) -> None:
+        """Refuse what needs symbolic links, where the system refuses them.
+
+        A copy or a hard link instead would be another disk to hcsshim, attached twice.
+        """
+        refused = self._links_refused
+        if refused is None or request is None or request == OwnScratch(request.size or 0):
+            return
+        what = "sharing a scratch disk"
+        if isinstance(request, OwnScratch):
+            what = f"a scratch disk at {request.location}"
+        raise FailedPreconditionError(
+            f"{what} needs symbolic links, which the system refuses ({refused.strerror}):"
+            f" {self._platform.link_fix}, and open the store again"
+        )
+
+    def _check_not_unpacked(
+        self, tx: Transaction, key: str, parent: str, labels: Mapping[str, str]
+    ) -> None:
+        """Refuse to unpack a layer anew (containerd's remote snapshots, core/metadata).
+
+        Whoever sets the label looks for the committed snapshot with it, and takes that one.
+        """
+        ref = labels.get(SNAPSHOT_REF)
+        if ref is None:
+            return
+        for info in tx.snapshots.walk(_committed_as(ref, parent)):
+            number, _, _ = tx.snapshots.usage(info.name)
+            if self._platform.exists(self._snapshots.entry(number) / LAYER_NAME):
+                raise AlreadyExistsError(
+                    f"the layer {ref} that snapshot {key!r} is for is committed as {info.name!r}"
+                )
+
+    def _scratch(self, tx: Transaction, key: str, request: ScratchRequest) -> Scratch:
+        if isinstance(request, SharedScratch):
+            return shared_scratch(tx.scratches, key, request)
+        return tx.scratches.add(request.size, request.location)
+
+    def _link(self, directory: Path, scratch: Scratch) -> None:
+        target = self._scratches.disk(scratch.location, scratch.id)
+        if not self._platform.long(target).is_file():
+            raise UnavailableError(
+                f"the scratch disk {target} is missing; remove the snapshots that share it"
+            )
+        link = directory / SCRATCH_NAME
+        try:
+            self._platform.long(link).unlink(missing_ok=True)  # of a try that was taken back
+            self._platform.symlink(link, target)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot link {SCRATCH_NAME} to {target}: {error.strerror};"
+                f" {self._platform.link_fix}"
+            ) from error
+
+    def _recover_after_failure(self) -> None:
+        # The transaction is rolled back, so the directories must follow. Where even this fails
+        # (a full disk, say) the next open does it.
+        try:
+            self._recover()
+        except SnapshotterError as error:
+            _log.warning("cannot clean up after a failure: %s", error)
+
+
+def _committed_as(ref: str, parent: str) -> Filters:
+    """Committed snapshots on `parent` that an unpacker made for `ref`."""
+    wanted = ((("kind",), Kind.COMMITTED.word), (("labels", SNAPSHOT_REF), ref))
+    return Filters(
+        (
+            tuple(
+                Selector(path, Operator.EQUAL, value)
+                for path, value in (*wanted, (("parent",), parent))
+            ),
+        )
+    )

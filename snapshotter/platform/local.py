@@ -1,0 +1,22 @@
+"""The platform of this machine."""
+
+from __future__ import annotations
+
+import sys
+
+from snapshotter.platform.posix import PosixPlatform
+from snapshotter.platform.protocol import Platform
+
+
+def local_platform() -> Platform:
+    """The files of the system that this process runs on."""
+    if sys.platform == "win32":
+        import ctypes
+
+        from snapshotter.platform.kernel32 import Kernel32Dll
+        from snapshotter.platform.windows import WindowsPlatform
+
+        library = ctypes.WinDLL("kernel32", use_last_error=True)
+        return WindowsPlatform(Kernel32Dll(library, ctypes.get_last_error))
+    else:  # noqa: RET505 (mypy takes what follows a return for unreachable on Windows)
+        return PosixPlatform()
