@@ -246,7 +246,7 @@ class _Look:
         needs_directory = row.kind is not Kind.VIEW or row.parent is None
         if needs_directory and not self.platform.exists(directory):
             if not self.platform.exists(directory.with_name(f"rm-{row.id}")):
-                yield self._missing_directory(row, directory, disk if there else None)
+                yield self._missing_directory(row, directory)
             return  # else it is moved back first; the rest is for another look
         if disk is not None and there:
             link = directory / SCRATCH_NAME
@@ -270,14 +270,14 @@ class _Look:
             )
             yield _Repair(finding, None if row.children else lambda: self._remove(row))
 
-    def _missing_directory(self, row: Row, directory: Path, disk: Path | None) -> _Repair:
+    def _missing_directory(self, row: Row, directory: Path) -> _Repair:
         explanation = f"snapshot {row.key!r} has no directory {directory}"
-        if disk is not None and row.kind is Kind.ACTIVE:
+        if row.kind is not Kind.COMMITTED:
             finding = Finding(
                 *(Problem.MISSING_DIRECTORY, row.key, explanation),
-                "make it again; its scratch disk is there",
+                "make it again, as every open does",
             )
-            return _Repair(finding, lambda: self._remake(directory, disk))
+            return _Repair(finding, self._recover, safe=True)
         finding = Finding(
             *(Problem.MISSING_DIRECTORY, row.key, explanation),
             "remove the snapshot; what it held is gone"
@@ -285,13 +285,6 @@ class _Look:
             else "remove the snapshots on top of it, and then it",
         )
         return _Repair(finding, None if row.children else lambda: self._remove(row))
-
-    def _remake(self, directory: Path, disk: Path) -> None:
-        try:
-            self.platform.make_directory(directory)
-        except OSError as error:
-            raise FailedPreconditionError(f"{directory}: {error.strerror}") from error
-        replace_link(self.platform, directory / SCRATCH_NAME, disk)
 
     def _unrecorded(self, row: Row, link: Path) -> Iterator[_Repair]:
         path = self.platform.long(link)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from snapshotter.errors import (
@@ -36,6 +37,18 @@ from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Shelf, discard
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """Directories to be published: of the snapshot, and of its new scratch disk.
+
+    `holds_disk` where the snapshot's own has the disk itself, which nothing can make anew.
+    """
+
+    directory: Path | None
+    disk: Path | None
+    holds_disk: bool
 
 
 class Placement:
@@ -89,6 +102,7 @@ class Placement:
         try:
             disk = None
             directory = None
+            holds_disk = False
             if kind is Kind.ACTIVE or not parent:
                 directory = self._snapshots.stage()
                 staged.append(directory)
@@ -96,13 +110,15 @@ class Placement:
                 if self._links_refused is not None and directory is not None:
                     self._scratches.write(directory, request.size)
                     request = None  # the disk is the snapshot's own file, which nobody shares
+                    holds_disk = True
                 else:
                     disk = self._scratches.stage(request.location, request.size)
                     staged.append(disk)
+            ready = _Staged(directory, disk, holds_disk)
             patience = Patience(self._busy_wait_s)
             while True:
                 try:
-                    return self._publish(kind, key, parent, labels, request, directory, disk)
+                    return self._publish(kind, key, parent, labels, request, ready)
                 except DiskInUseError as error:
                     if not error.may_pass or not patience.wait():
                         raise
@@ -117,13 +133,13 @@ class Placement:
         parent: str,
         labels: Mapping[str, str],
         request: ScratchRequest | None,
-        directory: Path | None,
-        disk: Path | None,
+        staged: _Staged,
     ) -> Snapshot:
         """Add the rows and give the staged directories their numbers, in one transaction.
 
         After a DiskInUseError that may pass, everything is as it was before.
         """
+        directory, disk = staged.directory, staged.disk
         publishing = False
         try:
             with self._store.transaction(write=True) as tx, contextlib.ExitStack() as undo:
@@ -135,8 +151,8 @@ class Placement:
                         publishing = True
                         shelf = self._scratches.shelf(scratch.location)
                         shelf.publish(disk, scratch.id)
-                        tx.flush_before_commit(shelf.path, shelf.flush)
                         undo.callback(shelf.withdraw, scratch.id, disk)
+                        tx.flush_before_commit(shelf.path, shelf.flush)
                     assert directory is not None
                     self._link(directory, scratch)
                 if directory is None:
@@ -144,10 +160,9 @@ class Placement:
                 else:
                     publishing = True
                     self._snapshots.publish(directory, snapshot.id)
-                    if self._links_refused is not None:
-                        # It may hold its own disk. Else recovery can make it anew, unflushed.
-                        self._snapshots.seal(self._snapshots.entry(snapshot.id))
+                    if staged.holds_disk:
                         tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
+                    # Else not flushed: all that it holds so far, recovery can make anew.
                 undo.pop_all()
         except DiskInUseError as error:
             if not error.may_pass:

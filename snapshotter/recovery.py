@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from snapshotter.errors import UnavailableError
+from snapshotter.errors import DiskInUseError, UnavailableError
 from snapshotter.filters import Filters
 from snapshotter.labels import SESSION
 from snapshotter.metastore.model import Kind
@@ -63,12 +63,20 @@ def _restore_missing(
             _log.error("snapshot %s has lost its directory, and its layer with it", number)
             continue
         staged = snapshots.stage()
-        scratch = tx.scratches.held_by(number)
-        if scratch is not None:
-            target = scratches.disk(scratch.location, scratch.id)
-            replace_link(platform, staged / SCRATCH_NAME, target)
-        snapshots.publish(staged, number)
-        _log.warning("made the directory of snapshot %s anew, which a power cut took", number)
+        try:
+            scratch = tx.scratches.held_by(number)
+            if scratch is not None:
+                target = scratches.disk(scratch.location, scratch.id)
+                _link(platform, staged / SCRATCH_NAME, target)
+            snapshots.publish(staged, number)
+        except DiskInUseError as error:
+            discard(platform, [staged])
+            _log.warning("snapshot %s has no directory; the next cleanup: %s", number, error)
+        except BaseException:
+            discard(platform, [staged])
+            raise
+        else:
+            _log.warning("made the directory of snapshot %s anew, which a power cut took", number)
 
 
 def follow_moved_root(
@@ -94,6 +102,15 @@ def follow_moved_root(
                 replace_link(platform, link, target)
                 _log.info("the store was moved: %s now links to %s", link, target)
         tx.properties.put(_ROOT, str(root))
+
+
+def _link(platform: Platform, link: Path, target: Path) -> None:
+    try:
+        platform.symlink(link, target)
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot link {link} to {target}: {error.strerror}; {platform.link_fix}"
+        ) from error
 
 
 def replace_link(platform: Platform, link: Path, target: Path) -> None:

@@ -141,10 +141,6 @@ class Shelf:
             raise _refused("create", staged, error) from error
         return staged
 
-    def seal(self, staged: Path) -> None:
-        """Make the names in a staged directory durable."""
-        self._flush(staged)
-
     def flush(self) -> None:
         """Make the entries' names durable; after `publish`, before the commit of their rows."""
         try:
@@ -217,6 +213,14 @@ class Shelf:
         """Take `retire` back, with the write lock still held. Raises DiskInUseError."""
         self._move_back(self.path / f"rm-{number}", self.entry(number))
 
+    def numbers(self) -> frozenset[int]:
+        """The numbers of the entries that are there."""
+        try:
+            names = self._platform.names(self.path)
+        except OSError as error:
+            raise _refused("list", self.path, error) from error
+        return frozenset(int(name) for name in names if _NUMBER.fullmatch(name))
+
     def _move_back(self, moved: Path, origin: Path) -> None:
         try:
             self._platform.rename(moved, origin)
@@ -229,14 +233,6 @@ class Shelf:
     def _aside(self, number: int | str) -> Path:
         return self.path / f"rm-{number}-{secrets.token_hex(4)}"
 
-    def numbers(self) -> frozenset[int]:
-        """The numbers of the entries that are there."""
-        try:
-            names = self._platform.names(self.path)
-        except OSError as error:
-            raise _refused("list", self.path, error) from error
-        return frozenset(int(name) for name in names if _NUMBER.fullmatch(name))
-
     def recover(self, known: Container[int], living: Container[str]) -> list[Path]:
         """Put entries of `known` rows back, and return what may be deleted; write lock held.
 
@@ -244,8 +240,9 @@ class Shelf:
         """
         garbage: list[Path] = []
         try:
+            # Names, not Path objects: there may be a hundred thousand.
             for name in sorted(self._platform.names(self.path)):
-                # Nearly all names are those of rows: they cost no more than this.
+                # Nearly all are those of rows: they cost no more than this.
                 if not (name.isdecimal() and int(name) in known):
                     garbage += self._recover(self.path / name, known, living)
         except OSError as error:

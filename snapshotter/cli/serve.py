@@ -83,7 +83,7 @@ def serve(
         content = ContainerdContent(settings.containerd_address)
         backend = _BACKENDS[mounts](root, settings)
         try:
-            layers = DiffService(root.resolve() / "snapshots", content)
+            layers = DiffService(root.resolve() / "snapshots", content, backend.layers)
             server = Server.start(path, [SnapshotsService(backend), layers])
             typer.echo(f"listening on {address}")
             sys.stdout.flush()
@@ -101,15 +101,18 @@ def serve(
             os._exit(ExitCode.FAILED)
 
 
-def _open_lcow(root: Path, settings: ServiceConfig) -> Backend:
+def open_lcow(root: Path, settings: ServiceConfig) -> Backend:
+    """The store at `root` with its own mounts, as the settings want it."""
     return Snapshotter.open(
         root,
         default_scratch_size=settings.default_scratch_size,
         scratch_locations=settings.scratch_locations,
+        reuse_layers=settings.reuse_layers,
     )
 
 
-def _open_linux_host(root: Path, settings: ServiceConfig) -> Backend:
+def open_linux_host(root: Path, settings: ServiceConfig) -> Backend:
+    """The store at `root` with mounts for this Linux. Raises UnimplementedError elsewhere."""
     if sys.platform == "linux":
         from snapshotter.linuxhost.snapshotter import LinuxHostSnapshotter
 
@@ -117,11 +120,12 @@ def _open_linux_host(root: Path, settings: ServiceConfig) -> Backend:
             root,
             default_scratch_size=settings.default_scratch_size,
             scratch_locations=settings.scratch_locations,
+            reuse_layers=settings.reuse_layers,
         )
     raise UnimplementedError("mounts for a Linux host: serve them on Linux")
 
 
 _BACKENDS: Final[Mapping[Mounts, Callable[[Path, ServiceConfig], Backend]]] = {
-    Mounts.LCOW: _open_lcow,
-    Mounts.LINUX_HOST: _open_linux_host,
+    Mounts.LCOW: open_lcow,
+    Mounts.LINUX_HOST: open_linux_host,
 }

@@ -36,6 +36,7 @@ from typing import Final, Self
 from snapshotter.errors import NotFoundError, SnapshotterError, UnavailableError
 from snapshotter.ext4.layertar import convert_layer
 from snapshotter.labels import DEFAULT_SCRATCH_SIZE
+from snapshotter.layercache import LayerCache
 from snapshotter.linuxhost.mounttable import MountTable, copy_attributes
 from snapshotter.linuxhost.rawdisk import RAW_NAME, raw_formatted, raw_from_vhdx
 from snapshotter.linuxhost.uppertar import upper_tar
@@ -81,6 +82,7 @@ class LinuxHostSnapshotter:
         default_scratch_size: int = DEFAULT_SCRATCH_SIZE,
         scratch_locations: Sequence[str | os.PathLike[str]] = (),
         durable: bool = True,
+        reuse_layers: bool = True,
     ) -> Self:
         """Open the store at `root` as `Snapshotter.open` does, for mounts on this machine.
 
@@ -97,6 +99,7 @@ class LinuxHostSnapshotter:
             default_scratch_size=default_scratch_size,
             scratch_locations=scratch_locations,
             durable=durable,
+            reuse_layers=reuse_layers,
         )
         return cls.adopt(store)
 
@@ -122,6 +125,11 @@ class LinuxHostSnapshotter:
         """Unmount everything and close the store; a second call does nothing."""
         self._table.close()
         self.store.close()
+
+    @property
+    def layers(self) -> LayerCache | None:
+        """`Snapshotter.layers`."""
+        return self.store.layers
 
     # -- containerd's core/snapshots.Snapshotter
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from snapshotter.metastore.model import Info, Usage
 from snapshotter.mounts import Mount
+
+if TYPE_CHECKING:
+    from snapshotter.layercache import LayerCache
 
 
 class Backend(Protocol):
@@ -14,6 +17,9 @@ class Backend(Protocol):
 
     The methods are documented there, with the errors that they raise.
     """
+
+    @property
+    def layers(self) -> LayerCache | None: ...
 
     def prepare(
         self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None

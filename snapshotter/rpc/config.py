@@ -4,6 +4,7 @@
 
     default_scratch_size_gb = 20              # where no label names a size
     scratch_locations = ["/mnt/fast"]        # what the location label may name
+    reuse_layers = true                       # clone or link to a layer that is there already
 
     [containerd]
     address = "unix:///run/containerd/containerd.sock"   # where diff.v1 reads blobs
@@ -21,6 +22,7 @@ from snapshotter.errors import InvalidArgumentError, NotFoundError, UnavailableE
 from snapshotter.labels import DEFAULT_SCRATCH_SIZE
 from snapshotter.units import GIB
 
+_KEYS: Final = {"default_scratch_size_gb", "scratch_locations", "reuse_layers", "containerd"}
 DEFAULT_CONTAINERD: Final = "unix:///run/containerd/containerd.sock"
 
 
@@ -30,6 +32,7 @@ class ServiceConfig:
 
     default_scratch_size: int = DEFAULT_SCRATCH_SIZE
     scratch_locations: tuple[str, ...] = ()
+    reuse_layers: bool = True
     containerd_address: str = DEFAULT_CONTAINERD
 
     @classmethod
@@ -53,7 +56,7 @@ class ServiceConfig:
             document = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise InvalidArgumentError(f"not TOML: {error}") from error
-        _known("", document, {"default_scratch_size_gb", "scratch_locations", "containerd"})
+        _known("", document, _KEYS)
         containerd = document.get("containerd", {})
         if not isinstance(containerd, dict):
             raise InvalidArgumentError("containerd: expected a table")
@@ -61,6 +64,7 @@ class ServiceConfig:
         return cls(
             default_scratch_size=_gigabytes(document),
             scratch_locations=_locations(document),
+            reuse_layers=_reuse_layers(document),
             containerd_address=_address(containerd),
         )
 
@@ -89,6 +93,13 @@ def _locations(document: Mapping[str, object]) -> tuple[str, ...]:
             raise InvalidArgumentError(f"scratch_locations: expected a path, got {item!r}")
         paths.append(item)
     return tuple(paths)
+
+
+def _reuse_layers(document: Mapping[str, object]) -> bool:
+    value = document.get("reuse_layers", True)
+    if not isinstance(value, bool):
+        raise InvalidArgumentError(f"reuse_layers: expected true or false, got {value!r}")
+    return value
 
 
 def _address(containerd: Mapping[str, object]) -> str:

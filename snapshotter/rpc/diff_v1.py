@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from snapshotter.digests import check_digest
 from snapshotter.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
@@ -26,20 +27,25 @@ from snapshotter.rpc.calls import Call, Calls, Method
 from snapshotter.rpc.content import NAMESPACE_HEADER, ContentStore
 from snapshotter.rpc.descriptors import Message
 
+if TYPE_CHECKING:
+    from snapshotter.layercache import LayerCache
+
 _APPLIED: Final = "application/vnd.oci.image.layer.v1.tar"
-_DIGEST: Final = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
-"""OCI image specification, descriptor.md, "Digests"."""
 _NUMBER: Final = re.compile("[1-9][0-9]*")
 
 
 class DiffService:
-    """The methods. `directory` holds the snapshots of this store, one directory each."""
+    """The methods. `directory` holds the snapshots of this store, one directory each.
+
+    With `reuse`, a blob whose layer the store has already is not read.
+    """
 
     name: Final = f"{messages.DIFF}.Diff"
 
-    def __init__(self, directory: Path, content: ContentStore) -> None:
+    def __init__(self, directory: Path, content: ContentStore, reuse: LayerCache | None) -> None:
         self._directory = directory
         self._content = content
+        self._reuse = reuse
 
     def handler(self, calls: Calls) -> Any:  # noqa: ANN401, untyped library
         """What a gRPC server takes."""
@@ -54,15 +60,15 @@ class DiffService:
         self._check_mounts(mounts)
         descriptor = request.diff
         check_media_type(descriptor.media_type)
-        if _DIGEST.fullmatch(descriptor.digest) is None:
-            raise InvalidArgumentError(f"the blob's digest {descriptor.digest!r} is none")
-        blob = self._content.open(
-            descriptor.digest, size=descriptor.size, namespace=_namespace(call)
-        )
+        digest = check_digest(descriptor.digest)
+        blob = self._content.open(digest, size=descriptor.size, namespace=_namespace(call))
         # Whoever asked may go away, and the blob may never end.
         if not call.add_callback(blob.cancel):
             blob.cancel()
-        layer = apply_layer(mounts, blob.stream)
+        try:
+            layer = apply_layer(mounts, blob.stream, blob=digest, reuse=self._reuse)
+        finally:
+            blob.cancel()  # where it was not read to its end: the layer was there already, or bad
         applied = messages.Descriptor(
             media_type=_APPLIED, digest=layer.diff_id, size=layer.uncompressed_size
         )

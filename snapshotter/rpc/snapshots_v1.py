@@ -6,7 +6,6 @@ depends on it here, as in containerd's own contrib/snapshotservice.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -20,9 +19,10 @@ from snapshotter.rpc import messages
 from snapshotter.rpc.backend import Backend
 from snapshotter.rpc.calls import Call, Calls, Method
 from snapshotter.rpc.descriptors import Message
+from snapshotter.units import KIB
 
-_BATCH: Final = 100
-"""Snapshots in one message of List, as containerd's own services do."""
+_BATCH: Final = 64 * KIB
+"""Bytes from which on a message of List is full; gRPC takes 4 MiB."""
 
 _EMPTY: Final = b""
 """google.protobuf.Empty, encoded."""
@@ -98,9 +98,14 @@ class SnapshotsService:
         return info_frame(self._backend.update(info, *request.update_mask.paths))
 
     def _list(self, request: Message, _: Call) -> Iterator[bytes]:
-        frames = self._backend.walk_frames(*request.filters)
-        while batch := b"".join(itertools.islice(frames, _BATCH)):
-            yield batch
+        batch = bytearray()
+        for frame in self._backend.walk_frames(*request.filters):
+            batch += frame
+            if len(batch) >= _BATCH:
+                yield bytes(batch)
+                batch.clear()
+        if batch:
+            yield bytes(batch)
 
     def _usage(self, request: Message, _: Call) -> bytes:
         usage = self._backend.usage(request.key)

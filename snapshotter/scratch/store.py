@@ -16,6 +16,7 @@ disks by path, so a disk is attached once however many containers share it.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -147,9 +148,14 @@ class ScratchStore:
 
     def _write(self, template: ScratchTemplate, directory: Path) -> None:
         path = self._platform.long(directory) / SCRATCH_NAME
-        template.write(path, durable=False)
-        if self._durable:
-            _flush(path)
+        if sys.platform == "win32":
+            # NTFS journals names in order: the rename that publishes the directory is written
+            # through, and the file's name with it.
+            template.write(path, durable=self._durable)
+        else:
+            template.write(path, durable=False)
+            if self._durable:
+                _flush(path)
 
 
 def _flush(path: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import grpc
 
 from snapshotter import Info, Kind, Mount, Usage
-from snapshotter.rpc import messages
 from snapshotter.rpc.descriptors import Message
 from snapshotter.rpc.status import error_from_peer
+from tests.snapshotter.rpc.client import Client
 
 
 class Contract(Protocol):
@@ -54,33 +56,29 @@ class RemoteSnapshotter:
     Raises the errors that the status codes stand for.
     """
 
-    def __init__(self, channel: Any, *, snapshotter: str, namespace: str) -> None:  # noqa: ANN401
-        self._channel = channel
-        self._snapshotter = snapshotter
-        self._metadata = (("containerd-namespace", namespace),)
+    def __init__(self, client: Client) -> None:
+        self._client = client
 
     @classmethod
-    def dial(cls, socket: str, *, snapshotter: str = "", namespace: str = "test") -> Self:
+    def dial(cls, socket: Path, *, snapshotter: str = "", namespace: str = "test") -> Self:
         """A client of the socket at that path."""
-        channel = grpc.insecure_channel(f"unix://{socket}")
-        return cls(channel, snapshotter=snapshotter, namespace=namespace)
+        return cls(Client(socket, wait=False, snapshotter=snapshotter, namespace=namespace))
 
     def prepare(
         self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
     ) -> list[Mount]:
-        request = messages.PrepareSnapshotRequest(key=key, parent=parent, labels=labels or {})
-        return _mounts(self._call("Prepare", request, messages.MountsResponse))
+        with _errors("Prepare"):
+            return _mounts(self._client.create("Prepare", key, parent, labels or {}))
 
     def view(
         self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
     ) -> list[Mount]:
-        request = messages.ViewSnapshotRequest(key=key, parent=parent, labels=labels or {})
-        return _mounts(self._call("View", request, messages.MountsResponse))
+        with _errors("View"):
+            return _mounts(self._client.create("View", key, parent, labels or {}))
 
     def mounts(self, key: str) -> list[Mount]:
-        return _mounts(
-            self._call("Mounts", messages.MountsRequest(key=key), messages.MountsResponse)
-        )
+        with _errors("Mounts"):
+            return _mounts(self._client.mounts(key))
 
     def commit(
         self,
@@ -90,65 +88,45 @@ class RemoteSnapshotter:
         labels: Mapping[str, str] | None = None,
         parent: str = "",
     ) -> None:
-        request = messages.CommitSnapshotRequest(
-            name=name, key=key, labels=labels or {}, parent=parent
-        )
-        self._call("Commit", request, messages.Empty)
+        with _errors("Commit"):
+            self._client.commit(name, key, parent, **(labels or {}))
 
     def remove(self, key: str) -> None:
-        self._call("Remove", messages.RemoveSnapshotRequest(key=key), messages.Empty)
+        with _errors("Remove"):
+            self._client.remove(key)
 
     def stat(self, key: str) -> Info:
-        request = messages.StatSnapshotRequest(key=key)
-        return _info(self._call("Stat", request, messages.StatSnapshotResponse).info)
+        with _errors("Stat"):
+            return _info(self._client.stat(key))
 
     def update(self, info: Info, *fieldpaths: str) -> Info:
-        request = messages.UpdateSnapshotRequest()
-        request.info.name = info.name
-        request.info.labels.update(info.labels)
-        request.update_mask.paths.extend(fieldpaths)
-        return _info(self._call("Update", request, messages.UpdateSnapshotResponse).info)
+        with _errors("Update"):
+            changed = {"name": info.name, "labels": dict(info.labels)}
+            return _info(self._client.update(changed, *fieldpaths))
 
     def usage(self, key: str) -> Usage:
-        answer = self._call("Usage", messages.UsageRequest(key=key), messages.UsageResponse)
-        return Usage(answer.size, answer.inodes)
+        with _errors("Usage"):
+            return Usage(*self._client.usage(key))
 
     def walk(self, *filters: str) -> Iterator[Info]:
-        request = messages.ListSnapshotsRequest(snapshotter=self._snapshotter, filters=filters)
-        call = self._channel.unary_stream(
-            f"/{messages.SNAPSHOTS}.Snapshots/List",
-            request_serializer=_encode,
-            response_deserializer=messages.ListSnapshotsResponse.FromString,
-        )
-        try:
-            for answer in call(request, metadata=self._metadata):
-                yield from map(_info, answer.info)
-        except grpc.RpcError as error:
-            raise error_from_peer(error, doing="List") from error
+        with _errors("List"):
+            for batch in self._client.batches(*filters):
+                yield from map(_info, batch)
 
     def close(self) -> None:
-        self._channel.close()
-
-    def _call(self, method: str, request: Any, answer: Any) -> Message:  # noqa: ANN401
-        request.snapshotter = self._snapshotter
-        call = self._channel.unary_unary(
-            f"/{messages.SNAPSHOTS}.Snapshots/{method}",
-            request_serializer=_encode,
-            response_deserializer=answer.FromString,
-        )
-        try:
-            done: Message = call(request, metadata=self._metadata, timeout=60, wait_for_ready=False)
-        except grpc.RpcError as error:
-            raise error_from_peer(error, doing=method) from error
-        return done
+        self._client.channel.close()
 
 
-def _encode(request: Message) -> bytes:
-    return bytes(request.SerializeToString())
+@contextmanager
+def _errors(method: str) -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_from_peer(error, doing=method) from error
 
 
-def _mounts(answer: Message) -> list[Mount]:
-    return [Mount(item.type, item.source, tuple(item.options)) for item in answer.mounts]
+def _mounts(answer: Sequence[Any]) -> list[Mount]:
+    return [Mount(item.type, item.source, tuple(item.options)) for item in answer]
 
 
 def _info(info: Message) -> Info:

@@ -105,7 +105,7 @@ def snapshotter(configuration: str, tmp_path: Path) -> Iterator[Contract]:
 def _served(backend: Backend, socket: Path) -> Iterator[RemoteSnapshotter]:
     server = Server.start(socket, [SnapshotsService(backend)])
     try:
-        client = RemoteSnapshotter.dial(str(socket))
+        client = RemoteSnapshotter.dial(socket)
         yield client
         client.close()
     finally:

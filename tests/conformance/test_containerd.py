@@ -160,7 +160,7 @@ def test_diff_v1_applies_blobs_of_containerds_content_store(folder: Path, image:
         if "manifests" in manifest:
             manifest = json.loads(stack.ctr("content", "get", manifest["manifests"][0]["digest"]))
         config = json.loads(stack.ctr("content", "get", manifest["config"]["digest"]))
-        client = RemoteSnapshotter.dial(str(stack.service.socket))
+        client = RemoteSnapshotter.dial(stack.service.socket)
         parent = ""
         for number, (blob, diff_id) in enumerate(
             zip(manifest["layers"], config["rootfs"]["diff_ids"], strict=True)

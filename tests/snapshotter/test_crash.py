@@ -15,6 +15,7 @@ from snapshotter import Kind, Snapshotter
 from snapshotter.errors import FailedPreconditionError, UnavailableError
 from snapshotter.labels import OWNER_KEY, REUSE_SCRATCH
 from snapshotter.metastore.store import MetaStore
+from snapshotter.platform import Platform
 from snapshotter.snapshotter import METADATA_NAME
 from tests.snapshotter.crash.proof import faults, prove
 
@@ -203,9 +204,11 @@ def test_a_store_locked_for_too_long_says_so(tmp_path: Path) -> None:
         waiting.prepare("a")
 
 
-def test_directories_that_a_power_cut_took_are_made_anew(tmp_path: Path) -> None:
+def test_directories_that_a_power_cut_took_are_made_anew(
+    tmp_path: Path, platform: Platform
+) -> None:
     # Prepare flushes the disk and the row. The directory and its link can be made from them.
-    with Snapshotter.open(tmp_path, durable=False) as store:
+    with Snapshotter.open(tmp_path, durable=False, platform=platform) as store:
         store.prepare("pod")
         store.prepare("extract-layer")
         store.view("empty")
@@ -214,7 +217,7 @@ def test_directories_that_a_power_cut_took_are_made_anew(tmp_path: Path) -> None
             directory = store.directory(key)
             (directory / "sandbox.vhdx").unlink(missing_ok=True)
             directory.rmdir()
-    with Snapshotter.open(tmp_path, durable=False) as store:
+    with Snapshotter.open(tmp_path, durable=False, platform=platform) as store:
         assert {key: store.mounts(key) for key in before} == before
         assert check_consistent(store) == set(before)
         store.remove("pod")

@@ -129,7 +129,16 @@ MENDABLE: dict[Callable[[Path], None], Problem] = {
     unheld: Problem.UNHELD_SCRATCH,
     template: Problem.DAMAGED_TEMPLATE,
 }
-SAFE = (orphan, staging, removal, interrupted, dangling, missing_link)
+SAFE = (
+    orphan,
+    staging,
+    removal,
+    interrupted,
+    lost_active,
+    lost_view_of_nothing,
+    dangling,
+    missing_link,
+)
 
 
 def test_a_sound_store_has_nothing_to_be_found(root: Path, platform: Platform) -> None:
@@ -161,8 +170,10 @@ def test_damage_is_found_without_changing_anything_and_mended_when_asked(
 def test_mending_a_lost_directory_keeps_the_disk(root: Path, platform: Platform) -> None:
     disk = (root / "scratch/1/sandbox.vhdx").read_bytes()
     lost_active(root)
+    lost_view_of_nothing(root)
     check(root, repair=True, platform=platform)
     with Snapshotter.open(root, durable=False, platform=platform) as store:
+        assert store.directory("v").is_dir()
         assert (store.directory("pod") / "sandbox.vhdx").read_bytes() == disk
 
 

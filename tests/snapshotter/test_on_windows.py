@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -123,6 +124,22 @@ def test_publishing_waits_for_a_scanner(tmp_path: Path, ntfs: FakeNtfs, shelf: s
     with Snapshotter.open(tmp_path, durable=False, platform=platform) as store:
         store.prepare("pod")
         assert platform.refused == 4
+        assert directories(store) == ["scratch/1", "snapshots/1"]
+        assert (store.directory("pod") / "sandbox.vhdx").resolve(strict=True).is_file()
+
+
+def test_a_scanner_in_the_way_of_a_restored_directory_does_not_hinder_the_open(
+    tmp_path: Path, ntfs: FakeNtfs
+) -> None:
+    platform = ScannedPlatform(ntfs, tries=0, shelf="snapshots")
+    with Snapshotter.open(tmp_path, durable=False, platform=platform) as store:
+        store.prepare("pod")
+        shutil.rmtree(store.directory("pod"))
+    platform.left = 1
+    with Snapshotter.open(tmp_path, durable=False, platform=platform) as store:
+        assert platform.refused == 1
+        assert directories(store) == ["scratch/1"]
+        store.cleanup()
         assert directories(store) == ["scratch/1", "snapshots/1"]
         assert (store.directory("pod") / "sandbox.vhdx").resolve(strict=True).is_file()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import sqlite3
 import threading
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from snapshotter import Snapshotter
+from snapshotter import Kind, Snapshotter
 from snapshotter.errors import NotFoundError, UnavailableError
 from snapshotter.labels import OWNER_KEY, REUSE_SCRATCH
 from snapshotter.metastore.scratches import Scratches
@@ -148,34 +149,74 @@ def test_usage_survives_files_that_vanish(tmp_path: Path) -> None:
     assert disk_usage(tmp_path / "d").inodes == 0
 
 
-def test_names_are_durable_before_the_row_is(tmp_path: Path) -> None:
+def test_names_are_durable_before_the_row_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """27: nothing was flushed."""
     happened: list[str] = []
 
     class RecordingPlatform(PosixPlatform):
         def rename(self, source: Path, target: Path) -> None:
+            if source.parent.name == "scratch":
+                assert flushed == [str(source / "sandbox.vhdx")]
             happened.append(f"rename {target.parent.name}/{target.name}")
             super().rename(source, target)
 
         def flush_names(self, directory: Path) -> None:
-            query = "SELECT count(*) FROM snapshot WHERE kind = 3"
-            with closing(sqlite3.connect(tmp_path / "metadata.db")) as connection:
-                committed = connection.execute(query).fetchone()[0]
-                rows = connection.execute("SELECT count(*) FROM snapshot").fetchone()[0]
-            happened.append(f"flush {directory.name}, {rows} rows, {committed} committed")
+            happened.append(f"flush {directory.name}, {committed_rows(tmp_path)}")
             super().flush_names(directory)
 
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
     with Snapshotter.open(tmp_path, platform=RecordingPlatform()) as store:
+        monkeypatch.setattr(os, "fsync", record)
         store.prepare("a")
-        prepared, happened[:] = list(happened), []
-        store.commit("c", "a")
-    # The directory of an active snapshot can be made from its row; its disk cannot.
-    assert prepared == [
-        "rename scratch/1",
-        "rename snapshots/1",
-        "flush scratch, 0 rows, 0 committed",
-    ]
-    assert happened == ["flush snapshots, 1 rows, 0 committed"]
+        # The disk, whose directory is durable with its row. That of the snapshot, with its link,
+        # recovery would make anew.
+        assert happened == ["rename scratch/1", "rename snapshots/1", "flush scratch, {}"]
+        happened.clear()
+        store.prepare("extract-b")
+        assert happened == ["rename snapshots/2"]
+        happened.clear()
+        store.commit("b", "extract-b")
+        active = {"a": int(Kind.ACTIVE), "extract-b": int(Kind.ACTIVE)}
+        assert happened == [f"flush snapshots, {active}"]
+
+
+def test_a_disk_in_the_snapshots_own_directory_is_durable_before_the_row_is(
+    tmp_path: Path,
+) -> None:
+    happened: list[str] = []
+
+    class LinklessPlatform(PosixPlatform):
+        def symlink(self, link: Path, target: Path) -> None:
+            raise PermissionError(errno.EPERM, "no links here", str(link))
+
+        def rename(self, source: Path, target: Path) -> None:
+            happened.append(f"rename {target.parent.name}/{target.name}")
+            super().rename(source, target)
+
+        def flush_names(self, directory: Path) -> None:
+            happened.append(f"flush {directory.name}, {committed_rows(tmp_path)}")
+            super().flush_names(directory)
+
+    with Snapshotter.open(tmp_path, platform=LinklessPlatform()) as store:
+        store.prepare("a")
+        assert happened == ["rename snapshots/1", "flush snapshots, {}"]
+        happened.clear()
+        store.prepare("extract-b")
+        assert happened == ["rename snapshots/2"]
+
+
+def committed_rows(root: Path) -> dict[str, int]:
+    """Key and kind of each snapshot, as another process would see them."""
+    with closing(sqlite3.connect(root / "metadata.db")) as connection:
+        return dict(connection.execute("SELECT key, kind FROM snapshot ORDER BY key"))
 
 
 def test_the_list_of_defects_names_tests_that_exist() -> None:

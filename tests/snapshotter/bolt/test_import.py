@@ -16,7 +16,9 @@ from snapshotter.errors import (
     SnapshotterError,
     UnavailableError,
 )
+from snapshotter.metastore.wire import info_frame
 from snapshotter.platform import Platform
+from snapshotter.rpc import messages
 from snapshotter.scratch.template import ScratchTemplate
 from snapshotter.units import GIB
 from tests.snapshotter.bolt.golden import EXPECTED, LAST_NUMBER, golden_database
@@ -71,6 +73,13 @@ def test_everything_is_kept(tmp_path: Path, old: Path, platform: Platform) -> No
                 layer = store.directory(info.name) / "layer.vhd"
                 assert layer.read_bytes() == b"layer %d" % number
         assert len(list(store.walk())) == len(EXPECTED)
+        # As gRPC answers Stat and List.
+        frames = [info_frame(info) for info in store.walk()]
+        assert list(store.walk_frames()) == frames
+        assert [store.stat_frame(name) for name in sorted(EXPECTED)] == frames
+        stat = messages.StatSnapshotResponse.FromString(store.stat_frame("k8s.io/7/pod")).info
+        assert (stat.name, stat.parent) == ("k8s.io/7/pod", EXPECTED["k8s.io/7/pod"][2])
+        assert dict(stat.labels) == dict(store.stat("k8s.io/7/pod").labels)
         shared = store.shared_disk("k8s.io/10/c1")
         assert shared is not None
         assert (shared.size, [each.key for each in shared.holders]) == (

@@ -1,9 +1,10 @@
 """Named moments of a store's work on directories, and a platform that dies at one of them.
 
-Every state that a crash can leave lies between two of these calls: the transaction's COMMIT falls
-between `flush-shelf` (else `publish-snapshot` or `retire-snapshot`) and whatever comes next. The
-seam is the platform that a store is opened with, so that it costs nothing where nobody wants to
-die.
+Every state that a crash can leave lies between two of these calls. The transaction's COMMIT falls
+between the last flush and whatever comes next: `flush-scratches` ends a Prepare with a disk of its
+own, `flush-snapshots` a Commit, and where nothing is flushed COMMIT comes right after
+`publish-snapshot` or `retire-snapshot`. The seam is the platform that a store is opened with, so
+that it costs nothing where nobody wants to die.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ POINTS = (
     "publish-scratch",
     "link",
     "publish-snapshot",
-    "flush-shelf",
+    "flush-scratches",
+    "flush-snapshots",
     "retire-scratch",
     "retire-snapshot",
     "delete",
@@ -118,9 +120,12 @@ class DyingPlatform:
         self._reach("delete", "after", dies=dies)
 
     def flush_names(self, directory: Path) -> None:
-        dies = self._reach("flush-shelf", "before")
+        point = {"scratch": "flush-scratches", "snapshots": "flush-snapshots"}.get(
+            directory.name, ""
+        )
+        dies = self._reach(point, "before")
         self._platform.flush_names(directory)
-        self._reach("flush-shelf", "after", dies=dies)
+        self._reach(point, "after", dies=dies)
 
     def _reach(self, point: str, when: str, *, dies: bool = False) -> bool:
         if when == "before" and point == self._fault.point:

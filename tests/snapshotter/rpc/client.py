@@ -11,15 +11,23 @@ import grpc
 from snapshotter.rpc import messages
 from snapshotter.rpc.descriptors import Message, MessageClass
 
-NAMESPACE = (("containerd-namespace", "k8s.io"),)
 SNAPSHOTS = "containerd.services.snapshots.v1.Snapshots"
 
 
 class Client:
-    """One connection; a context manager."""
+    """One connection; a context manager. It asks for `snapshotter`, in `namespace`."""
 
-    def __init__(self, path: Path, *, wait: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        wait: bool = True,
+        snapshotter: str = "lcow",
+        namespace: str = "k8s.io",
+    ) -> None:
         self._wait = wait  # for a server that is still to come
+        self._snapshotter = snapshotter
+        self._metadata = (("containerd-namespace", namespace),)
         self.channel = grpc.insecure_channel(
             f"unix://{path}",
             # Each client of a test has a connection of its own.
@@ -37,7 +45,7 @@ class Client:
         self.channel.close()
 
     def call(
-        self, method: str, request: Message, response: MessageClass, *, timeout: float = 20
+        self, method: str, request: Message, response: MessageClass, *, timeout: float = 60
     ) -> Message:
         """A method `Service/Method` that answers once."""
         stub = self.channel.unary_unary(
@@ -46,7 +54,7 @@ class Client:
             response_deserializer=response.FromString,
         )
         answer: Message = stub(
-            request, timeout=timeout, metadata=NAMESPACE, wait_for_ready=self._wait
+            request, timeout=timeout, metadata=self._metadata, wait_for_ready=self._wait
         )
         return answer
 
@@ -61,29 +69,35 @@ class Client:
             "Prepare": messages.PrepareSnapshotRequest,
             "View": messages.ViewSnapshotRequest,
         }[kind]
-        request = request_class(snapshotter="lcow", key=key, parent=parent, labels=labels)
+        request = request_class(
+            snapshotter=self._snapshotter, key=key, parent=parent, labels=labels
+        )
         response = self.call(f"{SNAPSHOTS}/{kind}", request, messages.MountsResponse)
         return list(response.mounts)
 
     def mounts(self, key: str) -> list[Any]:
-        request = messages.MountsRequest(snapshotter="lcow", key=key)
+        request = messages.MountsRequest(snapshotter=self._snapshotter, key=key)
         return list(self.call(f"{SNAPSHOTS}/Mounts", request, messages.MountsResponse).mounts)
 
-    def commit(self, name: str, key: str, parent: str = "", **labels: str) -> None:
-        request = messages.CommitSnapshotRequest(name=name, key=key, labels=labels, parent=parent)
+    def commit(self, name: str, key: str, /, parent: str = "", **labels: str) -> None:
+        request = messages.CommitSnapshotRequest(
+            snapshotter=self._snapshotter, name=name, key=key, labels=labels, parent=parent
+        )
         self.call(f"{SNAPSHOTS}/Commit", request, messages.Empty)
 
     def remove(self, key: str) -> None:
-        request = messages.RemoveSnapshotRequest(key=key)
+        request = messages.RemoveSnapshotRequest(snapshotter=self._snapshotter, key=key)
         self.call(f"{SNAPSHOTS}/Remove", request, messages.Empty)
 
     def stat(self, key: str) -> Message:
-        request = messages.StatSnapshotRequest(key=key)
+        request = messages.StatSnapshotRequest(snapshotter=self._snapshotter, key=key)
         info: Message = self.call(f"{SNAPSHOTS}/Stat", request, messages.StatSnapshotResponse).info
         return info
 
     def update(self, info: Mapping[str, object], *paths: str) -> Message:
-        request = messages.UpdateSnapshotRequest(info=info, update_mask={"paths": paths})
+        request = messages.UpdateSnapshotRequest(
+            snapshotter=self._snapshotter, info=info, update_mask={"paths": paths}
+        )
         response = self.call(f"{SNAPSHOTS}/Update", request, messages.UpdateSnapshotResponse)
         changed: Message = response.info
         return changed
@@ -94,8 +108,10 @@ class Client:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=messages.ListSnapshotsResponse.FromString,
         )
-        request = messages.ListSnapshotsRequest(snapshotter="lcow", filters=filters)
-        for response in stub(request, timeout=20, wait_for_ready=self._wait):
+        request = messages.ListSnapshotsRequest(snapshotter=self._snapshotter, filters=filters)
+        for response in stub(
+            request, timeout=60, metadata=self._metadata, wait_for_ready=self._wait
+        ):
             yield response.info
 
     def infos(self, *filters: str) -> list[Any]:
@@ -105,12 +121,16 @@ class Client:
         return [info.name for info in self.infos(*filters)]
 
     def usage(self, key: str) -> tuple[int, int]:
-        request = messages.UsageRequest(key=key)
+        request = messages.UsageRequest(snapshotter=self._snapshotter, key=key)
         response = self.call(f"{SNAPSHOTS}/Usage", request, messages.UsageResponse)
         return int(response.size), int(response.inodes)
 
     def cleanup(self) -> None:
-        self.call(f"{SNAPSHOTS}/Cleanup", messages.CleanupRequest(), messages.Empty)
+        self.call(
+            f"{SNAPSHOTS}/Cleanup",
+            messages.CleanupRequest(snapshotter=self._snapshotter),
+            messages.Empty,
+        )
 
     def health(self, service: str = "") -> int:
         request = messages.HealthCheckRequest(service=service)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import stat
 import threading
 from collections.abc import Iterator
@@ -27,7 +28,6 @@ from tests.snapshotter.rpc.client import Client
 
 OCI = "application/vnd.oci.image.layer.v1.tar"
 TAR = tar({"etc/hostname": b"lcow\n", "etc/.wh.motd": b""}) + b"\0" * 1000
-CHUNK = 100
 
 
 class Blobs:
@@ -38,6 +38,8 @@ class Blobs:
         self.lost = 0  # bytes missing at the end
         self.stuck = threading.Event()
         self.hanging = False
+        self.chunk = 100
+        self.reads = 0  # to the end
 
     def add(self, data: bytes, namespace: str = "k8s.io") -> str:
         self.blobs[namespace, digest(data)] = data
@@ -49,9 +51,10 @@ class Blobs:
         if blob is None:
             context.abort(grpc.StatusCode.NOT_FOUND, f"content digest {request.digest}: not found")
             return
-        for at in range(0, len(blob) - self.lost, CHUNK):
-            data = blob[at : min(at + CHUNK, len(blob) - self.lost)]
+        for at in range(0, len(blob) - self.lost, self.chunk):
+            data = blob[at : min(at + self.chunk, len(blob) - self.lost)]
             yield messages.ReadContentResponse(offset=at, data=data).SerializeToString()
+        self.reads += 1
         if self.hanging:
             self.stuck.set()
             ended = threading.Event()
@@ -84,7 +87,7 @@ def containerd(blobs: Blobs, sockets: Path) -> Iterator[str]:
 @pytest.fixture
 def client(store: Snapshotter, sockets: Path, containerd: str) -> Iterator[Client]:
     content = ContainerdContent(containerd)
-    layers = DiffService(store.root / "snapshots", content)
+    layers = DiffService(store.root / "snapshots", content, store.layers)
     server = Server.start(sockets / "s", [SnapshotsService(store), layers])
     with Client(sockets / "s") as connected:
         yield connected
@@ -212,9 +215,8 @@ def test_a_content_store_that_cannot_be_reached_is_unavailable(
     store: Snapshotter, sockets: Path
 ) -> None:
     content = ContainerdContent(f"unix://{sockets}/nobody")
-    server = Server.start(
-        sockets / "d", [SnapshotsService(store), DiffService(store.root / "snapshots", content)]
-    )
+    layers = DiffService(store.root / "snapshots", content, store.layers)
+    server = Server.start(sockets / "d", [SnapshotsService(store), layers])
     with Client(sockets / "d") as client, pytest.raises(grpc.RpcError) as caught:
         apply(client, client.prepare("extract-1"), digest(TAR))
     assert code(caught) == "UNAVAILABLE"
@@ -238,6 +240,23 @@ def test_a_caller_that_goes_away_ends_the_reading(
     assert blobs.stuck.wait(10)
     under_way.cancel()
     # The fixture's stop fails where the call is still at work.
+
+
+def test_a_blob_whose_layer_is_there_already_is_not_read(
+    client: Client, blobs: Blobs, store: Snapshotter
+) -> None:
+    # Far more than gRPC sends ahead of whoever reads.
+    blob = tar({"noise": random.Random(1).randbytes(16 << 20)})
+    blobs.chunk = 1 << 16
+    first = apply(client, client.prepare("extract-1"), blobs.add(blob), len(blob))
+    client.commit("base", "extract-1")
+    assert blobs.reads == 1
+    second = apply(client, client.prepare("extract-2"), digest(blob), len(blob))
+    assert second == first
+    assert blobs.reads == 1
+    client.commit("again", "extract-2")
+    layers = [store.directory(key) / "layer.vhd" for key in ("base", "again")]
+    assert layers[0].read_bytes() == layers[1].read_bytes()
 
 
 def test_no_layer_is_made_of_a_snapshot(client: Client) -> None:

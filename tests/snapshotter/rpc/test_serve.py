@@ -21,6 +21,7 @@ import grpc
 import pytest
 
 from snapshotter import Snapshotter
+from snapshotter.cli.serve import open_lcow
 from snapshotter.errors import InvalidArgumentError, UnavailableError
 from snapshotter.labels import LOCATION
 from snapshotter.rpc.address import claimed, socket_path
@@ -140,6 +141,7 @@ def test_the_configuration_decides_sizes_and_places(tmp_path: Path, sockets: Pat
         ("default_scratch_size_gb = true", "default_scratch_size_gb"),
         ("scratch_locations = '/x'", "scratch_locations"),
         ("scratch_locations = [1]", "scratch_locations"),
+        ("reuse_layers = 1", "reuse_layers"),
         ("containerd.address = ''", "containerd.address"),
         ("a = ", "not TOML"),
     ],
@@ -153,6 +155,13 @@ def test_a_plain_path_of_containerds_socket_is_an_address() -> None:
     config = ServiceConfig.parse("containerd.address = '/run/x.sock'")
     assert config.containerd_address == "unix:///run/x.sock"
     assert ServiceConfig.parse("") == ServiceConfig()
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_the_configuration_decides_whether_layers_are_reused(tmp_path: Path, reuse: bool) -> None:
+    settings = ServiceConfig.parse(f"reuse_layers = {str(reuse).lower()}")
+    with contextlib.closing(open_lcow(tmp_path, settings)) as backend:
+        assert (backend.layers is not None) is reuse
 
 
 @pytest.mark.parametrize(

@@ -206,16 +206,20 @@ def test_commit_takes_as_long_for_a_large_layer_as_for_none(
 def test_stat_inside_a_list_answers(client: Client) -> None:
     # (f) containerd's Walk asks for the Stat of each snapshot while it lists.
     for number in range(250):
-        client.view(f"v{number:03}")
+        client.view(f"v{number:03}", padding="x" * 1000)
+    assert len(list(client.batches())) > 2
     seen = [client.stat(info.name).name for batch in client.batches() for info in batch]
     assert seen == [f"v{number:03}" for number in range(250)]
 
 
-def test_lists_come_in_batches_of_a_hundred_and_empty_ones_not_at_all(client: Client) -> None:
+def test_lists_come_in_messages_of_64_kib_and_empty_ones_not_at_all(client: Client) -> None:
     assert list(client.batches()) == []
-    for number in range(201):
-        client.view(f"v{number}")
-    assert [len(batch) for batch in client.batches()] == [100, 100, 1]
+    for number in range(15):
+        client.view(f"v{number:02}", padding="x" * 10_000)
+    assert [len(batch) for batch in client.batches()] == [7, 7, 1]
+    # However large one is: labels have no bound in the store.
+    client.view("v", padding="x" * 200_000)
+    assert [len(batch) for batch in client.batches()] == [1, 7, 7, 1]
     assert list(client.batches("name==none")) == []
 
 
@@ -261,7 +265,7 @@ def test_usage_is_that_of_the_snapshot(client: Client, store: Snapshotter) -> No
 
 def test_a_caller_that_leaves_a_list_frees_the_store(client: Client, store: Snapshotter) -> None:
     for number in range(300):
-        client.view(f"v{number}")
+        client.view(f"v{number}", padding="x" * 1000)
     with contextlib.closing(client.batches()) as batches:
         next(iter(batches))
     client.remove("v0")
