@@ -41,7 +41,7 @@ def recover(
             if info.labels[SESSION] not in living:
                 tx.scratches.release(tx.snapshots.remove(info.name).id)
                 _log.warning("removed %r, which a killed process left", info.name)
-        garbage = snapshots.recover(tx.snapshots.numbers(), living)
+        garbage = snapshots.recover(tx.snapshots.directories(), living)
         _restore_missing(tx, snapshots, scratches, platform)
         recorded = tx.scratches.locations()
         # All numbers for every place: two spellings of one place must not cost a disk.

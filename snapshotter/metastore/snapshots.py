@@ -244,9 +244,12 @@ class Snapshots:
             if number not in besides:
                 yield SnapshotId(number), Kind(kind)
 
-    def numbers(self) -> frozenset[int]:
-        """The numbers of all snapshots."""
-        return frozenset(row[0] for row in self._connection.execute("SELECT id FROM snapshot"))
+    def directories(self) -> frozenset[int]:
+        """The numbers of all snapshots that have a directory; a view of a parent has none."""
+        rows = self._connection.execute(
+            "SELECT id FROM snapshot WHERE kind <> ? OR parent_id IS NULL", (Kind.VIEW,)
+        )
+        return frozenset(row[0] for row in rows)
 
     def _find(self, key: str) -> _Row | None:
         row = self._connection.execute(

@@ -237,7 +237,7 @@ class SnapshotterMachine(RuleBasedStateMachine):
     @rule(shelf=st.sampled_from(["snapshots", "scratch"]))
     def a_killed_process_leaves_directories(self, shelf: str) -> None:
         # Under the numbers that are given out next, which is where it hurts.
-        coming = range(1, self.last_number + 4)
+        coming = range(self.last_number + 1, self.last_number + 4)
         for name in (*map(str, coming), *(f"rm-{number}" for number in coming), "new-0f-1"):
             orphan = self.root / shelf / name
             if not orphan.exists():

@@ -112,7 +112,7 @@ def test_members_see_what_the_ones_before_them_did(
 
     def look(name: str) -> Callable[[Transaction], None]:
         def body(tx: Transaction) -> None:
-            seen.append(len(tx.snapshots.numbers()))
+            seen.append(len(tx.snapshots.directories()))
             create(name)(tx)
 
         return body
