@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from snapshotter.cli.output import JsonOption, operation, print_document, size_text
+from snapshotter.cli.progress import progress_bar
 from snapshotter.errors import AlreadyExistsError, DigestMismatchError
 from snapshotter.labels import check_scratch_size
 from snapshotter.units import GIB
@@ -36,6 +37,10 @@ def create(
     journal_mib: Annotated[
         int, typer.Option(help="ext4 journal in MiB; upstream's scratch has none.", min=0)
     ] = 0,
+    grow_to_gb: Annotated[
+        int | None,
+        typer.Option(help="Size in GiB to which it may be grown later, mounted or not.", min=1),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make a formatted, empty scratch disk."""
@@ -43,7 +48,8 @@ def create(
         from snapshotter.scratch.template import ScratchTemplate
 
         size = check_scratch_size(size_gb * GIB)
-        ScratchTemplate.build(size, journal_mib=journal_mib).write(out)
+        grow_to = None if grow_to_gb is None else grow_to_gb * GIB
+        ScratchTemplate.build(size, journal_mib=journal_mib, grow_to=grow_to).write(out)
         file_size = out.stat().st_size
         if json_output:
             print_document("scratch", {"path": str(out), "size": size, "file_size": file_size})
@@ -58,19 +64,41 @@ def import_(
     diff_id: Annotated[
         str | None, typer.Option(help="Digest that the uncompressed tar must have.")
     ] = None,
+    checksums: Annotated[
+        bool, typer.Option("--checksums", help="Checksums of all metadata.")
+    ] = False,
+    verity: Annotated[
+        bool, typer.Option("--verity", help="Append a dm-verity tree; its root hash is printed.")
+    ] = False,
+    max_disk_gb: Annotated[
+        int, typer.Option(help="Refuse a layer that needs more.", min=1, max=128)
+    ] = 128,
+    max_entries: Annotated[
+        int, typer.Option(help="Refuse a layer of more members; memory grows with them.", min=1)
+    ] = 500_000,
     json_output: JsonOption = False,
 ) -> None:
     """Convert a layer's tar to a layer disk."""
     with operation(json_output=json_output, file=tar):
-        from snapshotter.ext4.layertar import convert_layer
+        from snapshotter.ext4.layertar import ConversionLimits, convert_layer
 
         if out.exists():
             raise AlreadyExistsError(f"{out} exists already; remove it or choose another name")
-        with tar.open("rb") as stream:
-            converted = convert_layer(stream, out)
+        limits = ConversionLimits(max_disk=max_disk_gb * GIB, max_entries=max_entries)
+        with tar.open("rb") as stream, progress_bar(f"converting {tar.name}") as progress:
+            converted = convert_layer(
+                stream,
+                out,
+                limits=limits,
+                # How long the tar is uncompressed nobody knows before its end.
+                progress=None if progress is None else lambda done: progress(done, 0),
+                checksums=checksums,
+                verity=verity,
+            )
         if diff_id is not None and converted.diff_id != diff_id:
             out.unlink()
             raise DigestMismatchError(str(tar), expected=diff_id, actual=converted.diff_id)
+        root_hash = converted.verity.root_hash if converted.verity else None
         if json_output:
             print_document(
                 "layer",
@@ -80,7 +108,11 @@ def import_(
                     "uncompressed_size": converted.uncompressed_size,
                     "disk_size": converted.disk_size,
                     "entries": converted.entries,
+                    "ignored_xattrs": list(converted.ignored_xattrs),
+                    "verity_root_hash": root_hash,
                 },
             )
         else:
             typer.echo(f"{out}: {converted.entries} entries, diff ID {converted.diff_id}")
+            if root_hash is not None:
+                typer.echo(f"dm-verity root hash {root_hash}")

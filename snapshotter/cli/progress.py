@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(work: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Give a callback for (bytes done, bytes in all); None where nobody watches.
+    """Give a callback for (bytes done, bytes in all, 0 if unknown); None where nobody watches.
 
     The bar is gone when the block ends, so that what a command prints is the same either way.
     """
@@ -31,6 +31,6 @@ def progress_bar(work: str) -> Iterator[Callable[[int, int], None] | None]:
         task = bar.add_task(work, total=None)
 
         def report(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total or None)
 
         yield report

@@ -39,7 +39,7 @@ class ConversionLimits:
 
     max_disk: int = 128 * GIB
     max_file: int = 128 * GIB
-    max_entries: int = 1_000_000
+    max_entries: int = 500_000  # with which a conversion stays below 150 MiB of memory
     max_metadata: int = 2 * GIB  # tar headers, extended ones included
     max_held: int = 64 * MIB  # names, link targets, distinct xattrs: they stay in memory
     max_stream: int = 256 * GIB  # uncompressed, what follows the end of the tar included

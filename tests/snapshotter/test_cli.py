@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -120,6 +121,27 @@ def test_a_layer_of_its_own_and_a_look_into_it(tmp_path: Path) -> None:
     missing = run("vhdx", "cat", out, "/none")
     assert missing.exit_code == 1
     assert "/none" in missing.stderr
+
+
+def test_a_layer_can_carry_checksums_and_a_dm_verity_tree(tmp_path: Path) -> None:
+    (tmp_path / "l.tar").write_bytes(tar({"file": b"content"}))
+    source, out = tmp_path / "l.tar", tmp_path / "l.vhd"
+    made = document("layer", "import", source, out, "--checksums", "--verity", schema="layer")
+    assert re.fullmatch("[0-9a-f]{64}", str(made["verity_root_hash"]))
+
+
+def test_a_layer_beyond_the_limit_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "l.tar").write_bytes(tar({"a": b"", "b": b"", "c": b""}))
+    done = run("layer", "import", tmp_path / "l.tar", tmp_path / "l.vhd", "--max-entries", "2")
+    assert done.exit_code == 1
+    assert not (tmp_path / "l.vhd").exists()
+
+
+def test_a_scratch_disk_that_can_grow_is_no_larger(tmp_path: Path) -> None:
+    made = document(
+        "scratch", "create", tmp_path / "s.vhdx", "--grow-to-gb", "1000", schema="scratch"
+    )
+    assert made["file_size"] == 5 << 20
 
 
 def test_a_layer_that_is_not_what_was_expected_leaves_no_file(tmp_path: Path) -> None:
