@@ -265,6 +265,10 @@ class Lab:
             claims=self.claims,
         )
 
+    def death(self) -> str:
+        """Return why a utility VM of this lab ended without being asked to; "" where none did."""
+        return next((death for vm in self._vms if (death := vm.death())), "")
+
     def console(self) -> str:
         """Return the last console output of the utility VM booted last."""
         for vm in reversed(self._vms):

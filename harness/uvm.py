@@ -42,6 +42,7 @@ from harness.hcs.service import (
     LOG_PORT,
     ComputeService,
     EventType,
+    ExitType,
     SystemState,
 )
 from harness.hcs.streams import StreamListener, open_listener
@@ -207,6 +208,7 @@ class UtilityVm:
             machine=system_id,
         )
         self._closed = False
+        self._killed = False
         self._watch = _CrashWatch(service, system_id, guest)
         self._watch.start()
 
@@ -283,6 +285,7 @@ class UtilityVm:
         Where the service names the process that is the machine it is killed, so that not even
         the virtual hardware can put its disks in order; else the service terminates the system.
         """
+        self._killed = True
         pid = self.service.properties(self.system_id).details.get("pid")
         if isinstance(pid, int) and sys.platform != "win32":
             with contextlib.suppress(ProcessLookupError):
@@ -293,6 +296,18 @@ class UtilityVm:
             self.service.terminate(self.system_id)
         self.guest.close()
         self.scsi.abandon()
+
+    def death(self) -> str:
+        """Return why the machine ended without being asked to; "" where it runs or was asked."""
+        if self._closed or self._killed:
+            return ""
+        try:
+            found = self.service.properties(self.system_id)
+        except ComputeServiceError:
+            return ""
+        if found.state is not SystemState.STOPPED or found.exit_type is not ExitType.UNEXPECTED:
+            return ""
+        return str(found.details.get("exit_reason") or "nobody knows why")
 
     def wait_exit(self, *, timeout_s: float) -> bool:
         """Return whether the system exited within the time."""

@@ -101,6 +101,10 @@ def _run_body(
         outcome, reason, interrupted = Outcome.ERROR, reason_for(error), True
     except Exception as error:  # noqa: BLE001 - the boundary: whatever a body raises is its outcome
         outcome, reason = outcome_of(error), reason_for(error)
+        if death := lab.death():
+            # What a body could not do without its machine proves nothing about the product.
+            outcome = Outcome.ERROR
+            reason = f"the utility VM died: {death}; run it again with --keep failed ({reason})"
     console = "" if outcome in (Outcome.PASSED, Outcome.SKIPPED) else lab.console()
     if outcome is not Outcome.PASSED or leaks:
         try:

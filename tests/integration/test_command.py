@@ -315,3 +315,28 @@ def test_what_qemu_cannot_honour_in_a_document_is_listed(tmp_path: Path) -> None
     assert "LinuxKernelDirect" in str(found["refusal"])
     path.write_text("no json")
     assert call(path)[0] == 2
+
+
+def test_a_machine_that_dies_in_the_middle_is_an_error_that_says_so(
+    cache: Path, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [LCOWLAB, "run", "shared-scratch", "--report", str(tmp_path / "report")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(cache),
+    )
+    lines: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if "attach, mount and start four containers" in line:
+            for pid in _wait_for_emulators(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            break
+    rest, _ = process.communicate(timeout=60)
+    output = "".join(lines) + rest
+    assert process.returncode == 3, output
+    assert "the utility VM died" in output
+    assert list((cache / "labs").iterdir()) == []
