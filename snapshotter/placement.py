@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from snapshotter.errors import (
@@ -135,7 +136,6 @@ class Placement:
                         publishing = True
                         shelf = self._scratches.shelf(scratch.location)
                         shelf.publish(disk, scratch.id)
-                        tx.flush_before_commit(shelf.path, shelf.flush)
                         undo.callback(shelf.withdraw, scratch.id, disk)
                     assert directory is not None
                     self._link(directory, scratch)
@@ -146,6 +146,15 @@ class Placement:
                         # It may hold its own disk. Else recovery can make it anew, unflushed.
                         self._snapshots.seal(self._snapshots.entry(snapshot.id))
                         tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
+                if request is not None and disk is not None:
+                    # In this order: a file system with a journal writes the rename with the disk,
+                    # and has nothing left to do for the directory.
+                    flush = partial(self._scratches.flush, scratch.location, scratch.id)
+                    tx.flush_before_commit(
+                        self._scratches.disk(scratch.location, scratch.id), flush
+                    )
+                    shelf = self._scratches.shelf(scratch.location)
+                    tx.flush_before_commit(shelf.path, shelf.flush)
                 undo.pop_all()
         except DiskInUseError as error:
             if not error.may_pass:
