@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from snapshotter.errors import (
@@ -152,7 +153,6 @@ class Placement:
                         shelf = self._scratches.shelf(scratch.location)
                         shelf.publish(disk, scratch.id)
                         undo.callback(shelf.withdraw, scratch.id, disk)
-                        tx.flush_before_commit(shelf.path, shelf.flush)
                     assert directory is not None
                     self._link(directory, scratch)
                 if directory is None:
@@ -163,6 +163,15 @@ class Placement:
                     if staged.holds_disk:
                         tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
                     # Else not flushed: all that it holds so far, recovery can make anew.
+                if request is not None and disk is not None:
+                    # In this order: a file system with a journal writes the rename with the disk,
+                    # and has nothing left to do for the directory.
+                    flush = partial(self._scratches.flush, scratch.location, scratch.id)
+                    tx.flush_before_commit(
+                        self._scratches.disk(scratch.location, scratch.id), flush
+                    )
+                    shelf = self._scratches.shelf(scratch.location)
+                    tx.flush_before_commit(shelf.path, shelf.flush)
                 undo.pop_all()
         except DiskInUseError as error:
             if not error.may_pass:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -41,24 +42,31 @@ def recover(
             if info.labels[SESSION] not in living:
                 tx.scratches.release(tx.snapshots.remove(info.name).id)
                 _log.warning("removed %r, which a killed process left", info.name)
-        garbage = snapshots.recover(tx.snapshots.directories(), living)
-        _restore_missing(tx, snapshots, scratches, platform)
+        found = snapshots.recover(tx.snapshots.directories(), living)
+        garbage = found.garbage
+        _restore_missing(tx, found.missing, snapshots, scratches, platform)
         recorded = tx.scratches.locations()
         # All numbers for every place: two spellings of one place must not cost a disk.
         numbers = frozenset[int]().union(*map(tx.scratches.numbers, recorded))
         for shelf in scratches.shelves(recorded):
-            garbage += shelf.recover(numbers, living)
+            garbage += shelf.recover(numbers, living).garbage
     return discard(platform, garbage)
 
 
 def _restore_missing(
-    tx: Transaction, snapshots: Shelf, scratches: ScratchStore, platform: Platform
+    tx: Transaction,
+    missing: Iterable[int],
+    snapshots: Shelf,
+    scratches: ScratchStore,
+    platform: Platform,
 ) -> None:
     """Make the directories of active snapshots that a power cut took, and the links in them.
 
     Prepare does not flush them, Commit does: a committed snapshot without one has lost its layer.
     """
-    for number, kind in sorted(tx.snapshots.with_directory(besides=snapshots.numbers())):
+    for number, kind in tx.snapshots.with_directory(among=missing):
+        if platform.exists(snapshots.entry(number)):
+            continue  # put back a moment ago
         if kind is Kind.COMMITTED:
             _log.error("snapshot %s has lost its directory, and its layer with it", number)
             continue

@@ -24,7 +24,8 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
@@ -107,6 +108,17 @@ def living(platform: Platform, directory: Path, *, but: str = "") -> Iterator[st
 def _lock_file(path: Path) -> FileLock:
     # Not thread-local: any thread may close the store.
     return FileLock(path, mode=0o600, thread_local=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a recovery found: directories to delete, and numbers of rows that had no entry.
+
+    Some of the latter may have been put back.
+    """
+
+    garbage: list[Path]
+    missing: frozenset[int]
 
 
 class Shelf:
@@ -233,21 +245,21 @@ class Shelf:
     def _aside(self, number: int | str) -> Path:
         return self.path / f"rm-{number}-{secrets.token_hex(4)}"
 
-    def recover(self, known: Container[int], living: Container[str]) -> list[Path]:
-        """Put entries of `known` rows back, and return what may be deleted; write lock held.
+    def recover(self, known: Set[int], living: Container[str]) -> Recovered:
+        """Put entries of `known` rows back, and tell garbage from what is missing; lock held.
 
         `living` are the owners whose staged directories are still being written.
         """
+        # Nearly all names are those of rows, and there may be very many: whole sets at once.
+        entries = frozenset(map(str, known))
         garbage: list[Path] = []
         try:
-            # Names, not Path objects: there may be a hundred thousand.
-            for name in sorted(self._platform.names(self.path)):
-                # Nearly all are those of rows: they cost no more than this.
-                if not (name.isdecimal() and int(name) in known):
-                    garbage += self._recover(self.path / name, known, living)
+            names = frozenset(self._platform.names(self.path))
+            for name in sorted(names - entries):
+                garbage += self._recover(self.path / name, known, living)
         except OSError as error:
             raise _refused("recover", self.path, error) from error
-        return garbage
+        return Recovered(garbage, frozenset(map(int, entries - names)))
 
     def _recover(self, path: Path, known: Container[int], living: Container[str]) -> Iterable[Path]:
         if (staged := _NEW.fullmatch(path.name)) is not None:

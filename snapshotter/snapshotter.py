@@ -32,6 +32,7 @@ from typing import Final, Self
 from snapshotter.errors import (
     InvalidArgumentError,
     NotFoundError,
+    SnapshotterError,
     UnavailableError,
 )
 from snapshotter.filters import Filters
@@ -361,6 +362,13 @@ class Snapshotter:
         with self._store.transaction(write=False) as tx:
             number, _, _ = tx.snapshots.usage(key)
         return self._snapshots.entry(number)
+
+    def warm(self) -> None:
+        """Do now what the first prepare of a scratch disk would have to: it takes a moment."""
+        try:
+            self._scratches.warm(self._default_scratch_size)
+        except SnapshotterError as error:
+            _log.warning("no scratch disk can be made: %s", error)
 
     # -- inside
 

@@ -88,6 +88,9 @@ def serve(
             typer.echo(f"listening on {address}")
             sys.stdout.flush()
             notify(Readiness.READY)
+            # Not before the first calls: after a start there may be some that wait.
+            if not stop.wait(_WAKE_S) and isinstance(backend, Snapshotter):
+                backend.warm()
             while not stop.wait(_WAKE_S):
                 pass
             notify(Readiness.STOPPING)

@@ -5,10 +5,11 @@ Where an operation can fail in more than one way, the order of the checks is con
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -192,7 +193,7 @@ class Snapshots:
             rows = self._connection.execute(
                 f"{_SELECT_FRAME} WHERE {condition.sql} ORDER BY s.key", condition.parameters
             )
-            yield from (row[0] for row in rows)
+            yield from itertools.chain.from_iterable(rows)
         else:
             for info in self.walk(filters):
                 yield info_frame(info)
@@ -232,24 +233,24 @@ class Snapshots:
             raise _missing(key)
         return SnapshotId(row[0]), Kind(row[1]), Usage(row[2], row[3])
 
-    def with_directory(self, *, besides: Container[int]) -> Iterator[tuple[SnapshotId, Kind]]:
-        """The snapshots, apart from some numbers, that have a directory of their own.
+    def with_directory(self, *, among: Iterable[int]) -> list[tuple[SnapshotId, Kind]]:
+        """The snapshots of these numbers that have a directory of their own, oldest first.
 
         A view of a parent has none.
         """
         rows = self._connection.execute(
-            "SELECT id, kind FROM snapshot WHERE kind <> ? OR parent_id IS NULL", (Kind.VIEW,)
+            "SELECT id, kind FROM snapshot WHERE id IN (SELECT value FROM json_each(?))"
+            " AND (kind <> ? OR parent_id IS NULL) ORDER BY id",
+            (json.dumps(list(among)), Kind.VIEW),
         )
-        for number, kind in rows:
-            if number not in besides:
-                yield SnapshotId(number), Kind(kind)
+        return [(SnapshotId(number), Kind(kind)) for number, kind in rows]
 
     def directories(self) -> frozenset[int]:
         """The numbers of all snapshots that have a directory; a view of a parent has none."""
         rows = self._connection.execute(
             "SELECT id FROM snapshot WHERE kind <> ? OR parent_id IS NULL", (Kind.VIEW,)
         )
-        return frozenset(row[0] for row in rows)
+        return frozenset(itertools.chain.from_iterable(rows))
 
     def _find(self, key: str) -> _Row | None:
         row = self._connection.execute(

@@ -53,12 +53,12 @@ class Transaction:
     properties: Properties
     _flushes: dict[Path, Callable[[], None]]
 
-    def flush_before_commit(self, directory: Path, flush: Callable[[], None]) -> None:
-        """Have `flush` called once before the commit, however many ask for this directory.
+    def flush_before_commit(self, path: Path, flush: Callable[[], None]) -> None:
+        """Have `flush` called once before the commit, however many ask for this path.
 
         Where it raises, nothing is committed.
         """
-        self._flushes[directory] = flush
+        self._flushes[path] = flush
 
 
 @dataclass(slots=True)

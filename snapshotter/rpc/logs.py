@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -27,11 +28,33 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class LineHandler(logging.Handler):
+    """Writes to a stream; threads wait for each other to write, but not to format."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._writing = threading.Lock()
+        self.setFormatter(JsonFormatter())
+
+    def createLock(self) -> None:  # noqa: N802, the library's name
+        """Have no lock around `emit`."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, at once."""
+        try:
+            line = f"{self.format(record)}\n"
+            with self._writing:
+                self._stream.write(line)
+                self._stream.flush()
+        except Exception:  # noqa: BLE001, a log that fails must not fail the call
+            self.handleError(record)
+
+
 def log_to(stream: TextIO, *, level: str) -> None:
     """Send the log of this package to a stream; `level` is debug, info, warning or error."""
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter())
     logger = logging.getLogger("snapshotter")
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [LineHandler(stream)]
     logger.setLevel(level.upper())
     logger.propagate = False

@@ -81,6 +81,9 @@ class Templates:
             return template
 
 
+_FLUSHED_AS_WRITTEN: bool = sys.platform == "win32"
+
+
 class ScratchStore:
     """The places for scratch disks. `locations` are the allowed ones besides the root's own."""
 
@@ -123,7 +126,7 @@ class ScratchStore:
         return self.shelf(location).entry(number) / SCRATCH_NAME
 
     def stage(self, location: str, size: int) -> Path:
-        """Write a fresh disk of `size` bytes, and return its staged directory.
+        """Write a fresh disk of `size` bytes, and return its staged directory; see `flush`.
 
         On failure nothing is left. Raises UnavailableError (disk full), InvalidArgumentError (a
         size that cannot be formatted, a location that leads elsewhere), FailedPreconditionError
@@ -143,32 +146,40 @@ class ScratchStore:
         return staged
 
     def write(self, directory: Path, size: int) -> None:
-        """Write a fresh disk of `size` bytes into a snapshot's own staged directory."""
+        """Write a fresh disk of `size` bytes into a snapshot's own staged directory, durably."""
         self._write(self._templates.get("", size), directory)
+        self._flush(directory)
+
+    def flush(self, location: str, number: int) -> None:
+        """Make a published disk durable; before the commit of its row. Raises UnavailableError."""
+        self._flush(self.shelf(location).entry(number))
+
+    def warm(self, size: int) -> None:
+        """Make the template of the root's own disks of `size` bytes now, not for the first one."""
+        self._templates.get("", size)
 
     def _write(self, template: ScratchTemplate, directory: Path) -> None:
+        # On Windows now, on the handle that wrote it, before a scanner can refuse it: NTFS journals
+        # names in order, so the rename that publishes the directory brings this one with it.
+        durable = self._durable and _FLUSHED_AS_WRITTEN
+        template.write(self._platform.long(directory) / SCRATCH_NAME, durable=durable)
+
+    def _flush(self, directory: Path) -> None:
+        """Make a new disk durable, its name included.
+
+        fsync(2) promises no more than the content, and yet ext4, XFS and btrfs keep the name of a
+        new file with it: one flush does for both.
+        """
+        if not self._durable or _FLUSHED_AS_WRITTEN:
+            return
         path = self._platform.long(directory) / SCRATCH_NAME
-        if sys.platform == "win32":
-            # NTFS journals names in order: the rename that publishes the directory is written
-            # through, and the file's name with it.
-            template.write(path, durable=self._durable)
-        else:
-            template.write(path, durable=False)
-            if self._durable:
-                _flush(path)
-
-
-def _flush(path: Path) -> None:
-    """Make a new file durable, its name included.
-
-    fsync(2) promises no more than the content, and yet ext4, XFS and btrfs keep the name of a new
-    file with it: one flush does for both.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDWR)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise UnavailableError(f"cannot flush {path}: {error.strerror}") from error
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            pass  # removed again in the same transaction
+        except OSError as error:
+            raise UnavailableError(f"cannot flush {path}: {error.strerror}") from error

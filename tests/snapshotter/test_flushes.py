@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
+from snapshotter import Snapshotter
+from snapshotter.errors import NotFoundError, UnavailableError
+from snapshotter.scratch.template import ScratchTemplate
 
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = """
 import os, sys
 from snapshotter import Snapshotter
+from snapshotter.errors import NotFoundError, UnavailableError
 from snapshotter.labels import OWNER_KEY, REUSE_SCRATCH
 share = {REUSE_SCRATCH: "true", OWNER_KEY: "warm"}
 with Snapshotter.open(sys.argv[1]) as store:
@@ -56,3 +64,62 @@ def test_an_operation_waits_for_the_disk_as_seldom_as_it_can(tmp_path: Path) -> 
     del counted["end"]
     assert counted.keys() == MOST.keys()
     assert all(0 < count <= MOST[name] for name, count in counted.items()), counted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for the names of descriptors")
+def test_a_fresh_disk_is_flushed_under_its_last_name_and_then_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    flush = os.fsync
+
+    def watched(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        flush(descriptor)
+
+    with Snapshotter.open(tmp_path) as store:
+        monkeypatch.setattr(os, "fsync", watched)
+        store.prepare("a")
+    assert flushed == [f"{tmp_path}/scratch/1/sandbox.vhdx", f"{tmp_path}/scratch"]
+
+
+def test_a_disk_that_cannot_be_flushed_is_not_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with Snapshotter.open(tmp_path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", refuse)
+            with pytest.raises(UnavailableError, match=r"cannot flush .*: Input/output error"):
+                store.prepare("a")
+        assert list(store.walk()) == []
+        assert [os.listdir(tmp_path / name) for name in ("scratch", "snapshots")] == [[], []]
+        store.prepare("a")
+
+
+def test_a_warm_store_makes_no_template_for_its_first_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Snapshotter.open(tmp_path) as store:
+        store.warm()
+        monkeypatch.delattr(ScratchTemplate, "build")
+        store.prepare("a")
+
+
+def test_a_disk_removed_before_its_commit_needs_no_flush(tmp_path: Path) -> None:
+    def remove_at_once(key: str) -> None:
+        # In the group commit of its prepare, where it comes early enough.
+        while True:
+            with contextlib.suppress(NotFoundError):
+                return store.remove(key)
+
+    with Snapshotter.open(tmp_path) as store, ThreadPoolExecutor(1) as pool:
+        store.warm()
+        for number in range(15):
+            removal = pool.submit(remove_at_once, f"{number}")
+            store.prepare(f"{number}")
+            removal.result(timeout=60)
+        assert list(store.walk()) == []
+        assert os.listdir(tmp_path / "scratch") == []

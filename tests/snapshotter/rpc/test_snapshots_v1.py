@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from typing import cast
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snapshotter import Snapshotter
 from snapshotter.metastore.model import Info, Usage
@@ -19,11 +22,13 @@ from snapshotter.mounts import Mount
 from snapshotter.rpc import messages
 from snapshotter.rpc.backend import Backend
 from snapshotter.rpc.server import Server
-from snapshotter.rpc.snapshots_v1 import SnapshotsService
+from snapshotter.rpc.snapshots_v1 import SnapshotsService, batches
 from tests.snapshotter.rpc.client import SNAPSHOTS, Client
 
 REF = "containerd.io/snapshot.ref"
 VIEW, ACTIVE, COMMITTED = 1, 2, 3
+TEXT = "x" * 1000
+"""A label's value, so that a few snapshots take more than one message."""
 
 
 def failure(call: Callable[[], object]) -> tuple[str, str]:
@@ -206,21 +211,32 @@ def test_commit_takes_as_long_for_a_large_layer_as_for_none(
 def test_stat_inside_a_list_answers(client: Client) -> None:
     # (f) containerd's Walk asks for the Stat of each snapshot while it lists.
     for number in range(250):
-        client.view(f"v{number:03}", padding="x" * 1000)
-    assert len(list(client.batches())) > 2
+        client.view(f"v{number:03}", text=TEXT)
     seen = [client.stat(info.name).name for batch in client.batches() for info in batch]
     assert seen == [f"v{number:03}" for number in range(250)]
 
 
-def test_lists_come_in_messages_of_64_kib_and_empty_ones_not_at_all(client: Client) -> None:
+def test_lists_come_in_few_messages_and_empty_ones_in_none(client: Client) -> None:
     assert list(client.batches()) == []
-    for number in range(15):
-        client.view(f"v{number:02}", padding="x" * 10_000)
-    assert [len(batch) for batch in client.batches()] == [7, 7, 1]
-    # However large one is: labels have no bound in the store.
-    client.view("v", padding="x" * 200_000)
-    assert [len(batch) for batch in client.batches()] == [1, 7, 7, 1]
+    for number in range(300):
+        client.view(f"v{number:03}", text=TEXT)
+    found = list(client.batches())
+    # 128 KiB each; more than 4 MiB in one would be refused by most clients.
+    assert [len(batch) > 100 for batch in found] == [True, True, False]
+    assert [info.name for batch in found for info in batch] == [f"v{n:03}" for n in range(300)]
     assert list(client.batches("name==none")) == []
+
+
+@given(
+    frames=st.lists(st.binary(min_size=1, max_size=12)),
+    size=st.integers(1, 20),
+)
+def test_frames_are_joined_as_far_as_a_message_has_room(frames: list[bytes], size: int) -> None:
+    joined = list(batches(iter(frames), size=size))
+    assert b"".join(joined) == b"".join(frames)
+    assert all(len(batch) <= size or batch in frames for batch in joined)
+    # Two neighbours would not have fitted into one.
+    assert all(len(one) + len(two) > size for one, two in itertools.pairwise(joined))
 
 
 def test_a_garbage_collection_lists_removes_and_cleans_up(
@@ -265,9 +281,9 @@ def test_usage_is_that_of_the_snapshot(client: Client, store: Snapshotter) -> No
 
 def test_a_caller_that_leaves_a_list_frees_the_store(client: Client, store: Snapshotter) -> None:
     for number in range(300):
-        client.view(f"v{number}", padding="x" * 1000)
-    with contextlib.closing(client.batches()) as batches:
-        next(iter(batches))
+        client.view(f"v{number}", text=TEXT)
+    with contextlib.closing(client.batches()) as answers:
+        next(iter(answers))
     client.remove("v0")
     assert len(client.infos()) == 299
 
