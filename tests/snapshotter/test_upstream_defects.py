@@ -157,8 +157,6 @@ def test_names_are_durable_before_the_row_is(
 
     class RecordingPlatform(PosixPlatform):
         def rename(self, source: Path, target: Path) -> None:
-            if source.parent.name == "scratch":
-                assert flushed == [str(source / "sandbox.vhdx")]
             happened.append(f"rename {target.parent.name}/{target.name}")
             super().rename(source, target)
 
@@ -166,19 +164,25 @@ def test_names_are_durable_before_the_row_is(
             happened.append(f"flush {directory.name}, {committed_rows(tmp_path)}")
             super().flush_names(directory)
 
-    flushed: list[str] = []
     fsync = os.fsync
 
     def record(descriptor: int) -> None:
-        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_file():
+            happened.append(f"flush {path.relative_to(tmp_path)}, {committed_rows(tmp_path)}")
         fsync(descriptor)
 
     with Snapshotter.open(tmp_path, platform=RecordingPlatform()) as store:
         monkeypatch.setattr(os, "fsync", record)
         store.prepare("a")
-        # The disk, whose directory is durable with its row. That of the snapshot, with its link,
+        # The disk and its name, both before the row. The directory of the snapshot, with its link,
         # recovery would make anew.
-        assert happened == ["rename scratch/1", "rename snapshots/1", "flush scratch, {}"]
+        assert happened == [
+            "rename scratch/1",
+            "rename snapshots/1",
+            "flush scratch/1/sandbox.vhdx, {}",
+            "flush scratch, {}",
+        ]
         happened.clear()
         store.prepare("extract-b")
         assert happened == ["rename snapshots/2"]
