@@ -26,7 +26,8 @@ def run() -> Iterator[Comparison | Figure]:
     """Yield every result of this family."""
     with tempfile.TemporaryDirectory(prefix="lcowlab-bench-") as name:
         directory = Path(name)
-        yield _formatted_scratch(directory)
+        yield _formatted_scratch(directory, durable=False)
+        yield _formatted_scratch(directory, durable=True)
         template = ScratchTemplate.build(_SCRATCH)
         ours = directory / "size.vhdx"
         template.write(ours)
@@ -35,7 +36,7 @@ def run() -> Iterator[Comparison | Figure]:
             "formatted 20 GB scratch: build in memory",
             lambda: ScratchTemplate.build(_SCRATCH),
             "the same, written to a file",
-            lambda: _write_fresh(ScratchTemplate.build(_SCRATCH), directory),
+            lambda: _write_fresh(ScratchTemplate.build(_SCRATCH), directory, durable=False),
             target_ms=10.0,
         )
         yield _snapshot_disk(directory, template, Allocation.SPARSE, target_ratio=0.02)
@@ -43,13 +44,14 @@ def run() -> Iterator[Comparison | Figure]:
         yield from _reflinked_disk(directory, template)
 
 
-def _write_fresh(template: ScratchTemplate, directory: Path) -> None:
+def _write_fresh(template: ScratchTemplate, directory: Path, *, durable: bool) -> None:
     path = directory / "fresh.vhdx"
-    template.write(path)
+    template.write(path, durable=durable)
     path.unlink()
 
 
-def _formatted_scratch(directory: Path) -> Comparison:
+def _formatted_scratch(directory: Path, *, durable: bool) -> Comparison:
+    """Neither side flushes, or both do."""
     raw, converted = directory / "peer.raw", directory / "peer.vhdx"
 
     def peer() -> None:
@@ -61,15 +63,18 @@ def _formatted_scratch(directory: Path) -> Comparison:
             ["qemu-img", "convert", "-O", "vhdx", "-o", "block_size=1M", str(raw), str(converted)],
             check=True,
         )
+        if durable:
+            with converted.open("r+b") as file:
+                os.fsync(file.fileno())
         raw.unlink()
         converted.unlink()
 
     return compare(
-        "formatted 20 GB scratch: in a durable file",
-        lambda: _write_fresh(ScratchTemplate.build(_SCRATCH), directory),
+        f"formatted 20 GB scratch{', flushed' if durable else ''}",
+        lambda: _write_fresh(ScratchTemplate.build(_SCRATCH), directory, durable=durable),
         "mke2fs with upstream's options + qemu-img convert",
         peer,
-        target_ratio=0.05,
+        target_ratio=None if durable else 0.05,
     )
 
 
@@ -78,7 +83,7 @@ def _snapshot_disk(
 ) -> Comparison:
     def ours() -> None:
         path = directory / "sandbox.vhdx"
-        template.write(path, durable=False, allocation=allocation)
+        template.write_staged(path, durable=False, allocation=allocation)
         path.unlink()
 
     return compare(

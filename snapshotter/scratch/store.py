@@ -162,7 +162,7 @@ class ScratchStore:
         # On Windows now, on the handle that wrote it, before a scanner can refuse it: NTFS journals
         # names in order, so the rename that publishes the directory brings this one with it.
         durable = self._durable and _FLUSHED_AS_WRITTEN
-        template.write(self._platform.long(directory) / SCRATCH_NAME, durable=durable)
+        template.write_staged(self._platform.long(directory) / SCRATCH_NAME, durable=durable)
 
     def _flush(self, directory: Path) -> None:
         """Make a new disk durable, its name included.

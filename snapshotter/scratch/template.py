@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
 from snapshotter.blockio import DiskContent
@@ -23,7 +24,14 @@ from snapshotter.ext4.format import (
 )
 from snapshotter.ext4.mkfs import format_ext4
 from snapshotter.units import MIB
-from snapshotter.vhdx import VhdxDisk, VhdxIdentity, VhdxLayout, layout_vhdx, write_content
+from snapshotter.vhdx import (
+    VhdxDisk,
+    VhdxIdentity,
+    VhdxLayout,
+    layout_vhdx,
+    write_content,
+    write_new,
+)
 
 DEFAULT_LABEL: Final = "scratch"
 
@@ -91,6 +99,22 @@ class ScratchTemplate:
         if allocation is Allocation.DENSE:
             content = _written_out(content)
         write_content(path, content, durable=durable, overwrite=overwrite)
+
+    def write_staged(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durable: bool = True,
+        allocation: Allocation = Allocation.SPARSE,
+    ) -> None:
+        """Store a new scratch disk at `path` in a folder that is published as a whole later.
+
+        Raises AlreadyExistsError, UnavailableError; on failure nothing is left there.
+        """
+        content = self.content()
+        if allocation is Allocation.DENSE:
+            content = _written_out(content)
+        write_new(Path(path), content, durable=durable)
 
 
 def _written_out(content: DiskContent) -> DiskContent:

@@ -114,6 +114,21 @@ class VhdxLayout:
         return DiskContent(self.file_size, pieces, tuple(_gaps(pieces, self.file_size)))
 
 
+def _joined(pieces: Iterable[tuple[int, bytes]]) -> Iterable[tuple[int, bytes]]:
+    """Yield the pieces, those that touch as one: each is a system call in every file made."""
+    start, parts, end = 0, list[bytes](), 0
+    for offset, data in pieces:
+        if parts and offset != end:
+            yield start, b"".join(parts)
+            parts = []
+        if not parts:
+            start = offset
+        parts.append(data)
+        end = offset + len(data)
+    if parts:
+        yield start, b"".join(parts)
+
+
 def _gaps(pieces: Iterable[tuple[int, bytes]], size: int) -> Iterable[tuple[int, int]]:
     """Yield (offset, length) of what is not in a piece: all of it must read as zeros."""
     end = 0
@@ -181,7 +196,7 @@ def layout_vhdx(
             (0, FileIdentifier(creator).pack()),
             *((at, table) for at in REGION_TABLE_OFFSETS),
         ),
-        after_metadata=(*bat.pieces(_BAT_OFFSET), *payload),
+        after_metadata=(*bat.pieces(_BAT_OFFSET), *_joined(payload)),
     )
 
 

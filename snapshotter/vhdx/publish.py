@@ -92,6 +92,33 @@ else:
         return LocalBlockFile(os.open(temporary, flags, 0o644), target)
 
 
+def write_new(path: Path, content: DiskContent, *, durable: bool) -> None:
+    """Store `content` as the new file `path`, in a folder that nobody reads yet.
+
+    Readers could see it half written, so this is for staged folders: no temporary name, no rename.
+    `durable` flushes the content, not the name. On failure nothing is left. Raises
+    AlreadyExistsError, UnavailableError.
+    """
+    try:
+        file = _create(path, path)
+    except FileExistsError as error:
+        raise AlreadyExistsError(f"{path} exists already") from error
+    except OSError as error:
+        raise UnavailableError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        try:
+            file.truncate(content.size)
+            for offset, data in content.pieces:
+                file.write_at(offset, data)
+            if durable:
+                file.flush()
+        finally:
+            file.close()
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def write_into(file: BlockFile, content: DiskContent) -> None:
     """Store `content`, a whole VHDX, in an empty `file` that has no name to rename, durably.
 
