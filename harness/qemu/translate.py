@@ -43,6 +43,9 @@ STDIO_PORT_NAME: Final = "stdio"
 _QUICK_BOOT: Final = (
     "cryptomgr.notests",  # 0.3 s of self-tests
     "init_on_alloc=0",  # 0.1 s of clearing pages
+    # Grace periods of microseconds, not ticks: a disk that goes waits for several, a mount too.
+    "rcupdate.rcu_expedited=1",
+    "rcutree.jiffies_till_first_fqs=0",
 )
 _QUICK_BOOT_TCG: Final = (
     "mitigations=off",  # 0.1 s; an emulated processor has no such weakness
