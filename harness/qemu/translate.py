@@ -52,6 +52,9 @@ _QUICK_BOOT_TCG: Final = (
     "no_timer_check",  # the check fails when a loaded host delays the timer, and panics
     "tsc=reliable",  # no watchdog: it distrusts the TSC when the host is loaded
 )
+# A kernel that sees "fast strings" copies and clears memory with `rep movsb`, which TCG runs a byte
+# at a time: without them a pipe carries ten times as much, and a boot takes three quarters.
+_EMULATED_CPU: Final = "max,-erms,-fsrm"
 # Explicit slots keep the guest's enumeration, and so the numbers of its SCSI hosts, stable.
 _SERIAL_SLOT: Final = 0x4
 _RNG_SLOT: Final = 0x5
@@ -166,7 +169,7 @@ def plan_launch(
         ]
         machine_options += ",memory-backend=memory"
     argv += ["-M", machine_options]
-    argv += ["-accel", str(host.accelerator), "-cpu", "max" if emulated else "host"]
+    argv += ["-accel", str(host.accelerator), "-cpu", _EMULATED_CPU if emulated else "host"]
     argv += ["-m", str(memory_mb), "-smp", str(processors)]
     argv += ["-kernel", kernel or boot.kernel_file_path]
     if boot.init_rd_path:
