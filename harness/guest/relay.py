@@ -137,10 +137,11 @@ class StdioRelay:
         if self._input is not None:
             # Nobody waits for the input's thread: it ends with the connection or the process.
             _start_thread("stdin", partial(self._push_input, *self._input))
+        pull = partial(self._pull_output, is_pipe=self._master is None)
         for fd, connection in self._outputs:
             sent = threading.Event()
             self._sent.append(sent)
-            _start_thread("output", partial(self._pull_output, fd, connection, sent))
+            _start_thread("output", partial(pull, fd, connection, sent))
 
     def resize(self, *, height: int, width: int) -> bool:
         """Set the terminal's size in characters; False if there is none (any more)."""
@@ -192,14 +193,15 @@ class StdioRelay:
             self._close_own(fd)
             connection.finish()
 
-    def _pull_output(self, fd: int, connection: Connection, sent: threading.Event) -> None:
+    def _pull_output(
+        self, fd: int, connection: Connection, sent: threading.Event, *, is_pipe: bool
+    ) -> None:
         try:
             poller = select.poll()
             poller.register(fd, select.POLLIN)
             poller.register(self._exited, select.POLLIN)
             while self._await_output(fd, poller):
-                waiting = _waiting_in(fd)
-                if waiting >= _MOVE_FROM and self._master is None:
+                if is_pipe and (waiting := _waiting_in(fd)) >= _MOVE_FROM:
                     connection.send_pipe(fd, waiting)
                 elif data := _read(fd):
                     connection.send(data)
