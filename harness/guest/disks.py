@@ -32,7 +32,7 @@ from harness.guest.system import (
 APPEAR_S = 5.0
 """How long a disk may take to appear and to open."""
 _POLL_S = 0.003
-_AT_ONCE = 4  # threads that let disks go; each costs an emulated processor 2 to 5 ms to start
+_AT_ONCE = 4  # threads that let disks go; an emulated guest starts one in about 6 ms
 _MKFS_S = 240.0
 _UNMOUNT_LIMIT = 16  # mounts on one path; more is a loop
 

@@ -43,7 +43,8 @@ STDIO_PORT_NAME: Final = "stdio"
 _QUICK_BOOT: Final = (
     "cryptomgr.notests",  # 0.3 s of self-tests
     "init_on_alloc=0",  # 0.1 s of clearing pages
-    # Grace periods of microseconds, not ticks: a disk that goes waits for several, a mount too.
+    # A disk that goes waits for several RCU grace periods: 16 deletes in a row took 0.8 to 1.3 s
+    # without these two, and 0.4 to 0.7 s with them.
     "rcupdate.rcu_expedited=1",
     "rcutree.jiffies_till_first_fqs=0",
 )
@@ -53,7 +54,7 @@ _QUICK_BOOT_TCG: Final = (
     "tsc=reliable",  # no watchdog: it distrusts the TSC when the host is loaded
 )
 # A kernel that sees "fast strings" copies and clears memory with `rep movsb`, which TCG runs a byte
-# at a time: without them a pipe carries ten times as much, and a boot takes three quarters.
+# at a time: 32 MiB through a pipe took 320 to 370 ms with them, and 30 to 44 ms without.
 _EMULATED_CPU: Final = "max,-erms,-fsrm"
 # Explicit slots keep the guest's enumeration, and so the numbers of its SCSI hosts, stable.
 _SERIAL_SLOT: Final = 0x4
