@@ -43,8 +43,8 @@ STDIO_PORT_NAME: Final = "stdio"
 _QUICK_BOOT: Final = (
     "cryptomgr.notests",  # 0.3 s of self-tests
     "init_on_alloc=0",  # 0.1 s of clearing pages
-    # A disk that goes waits for several RCU grace periods: 16 deletes in a row took 0.8 to 1.3 s
-    # without these two, and 0.4 to 0.7 s with them.
+    # A disk that goes waits for several RCU grace periods: 16 deletes in a row took 1.1 s
+    # without these two, and 0.6 s with them (medians; an emulated guest on a busy host).
     "rcupdate.rcu_expedited=1",
     "rcutree.jiffies_till_first_fqs=0",
 )
