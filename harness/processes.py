@@ -25,7 +25,7 @@ from harness.hcs.streams import StreamListener, open_listener
 Sink = Callable[[bytes], object]
 """Takes a part of an output stream; an OSError of it closes the stream."""
 
-_CHUNK = 64 * 1024
+_CHUNK = 256 * 1024
 _DRAIN_TIMEOUT_S = 10.0
 
 

@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -131,6 +131,11 @@ class BridgeScsiGuest:
     def eject(self, slot: Slot) -> None:
         """Make the guest let go of a disk before the host takes it away (hcsshim #551)."""
         self._guest.eject_disk(controller=slot.controller, lun=slot.lun)
+
+    def eject_all(self, slots: Sequence[Slot]) -> Mapping[Slot, BaseException]:
+        """Make the guest let go of disks together; return which it did not."""
+        refused = self._guest.eject_disks([(slot.controller, slot.lun) for slot in slots])
+        return {Slot(*where): error for where, error in refused.items()}
 
 
 def _mapped_disk(slot: Slot, config: MountConfig, guest_path: str) -> MappedVirtualDisk:

@@ -21,6 +21,8 @@ def _words(name: str) -> str:
 def guest_boundary(request: Request, change: str | None, resource: str) -> str:
     """Return the boundary of a message: `guest.create`, `guest.add-mapped-virtual-disk`."""
     if request is Request.MODIFY_SETTINGS and change is not None:
+        if resource == ResourceType.SCSI_DEVICES:
+            resource = ResourceType.SCSI_DEVICE  # one boundary, for one disk or for many
         return f"guest.{_words(change)}-{_words(resource)}"
     return f"guest.{request.name.lower().replace('_', '-')}"
 

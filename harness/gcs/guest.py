@@ -43,6 +43,8 @@ from harness.gcs.prot import (
     ResourceType,
     SchemaVersion,
     ScsiDevice,
+    ScsiDevices,
+    ScsiDevicesAnswer,
     SignalOptions,
     SignalProcess,
     StacksAnswer,
@@ -170,6 +172,29 @@ class GuestClient:
         """Have the guest forget a disk that the host is about to detach; can be repeated."""
         device = ScsiDevice(controller=controller, lun=lun)
         self._modify(RequestType.REMOVE, ResourceType.SCSI_DEVICE, device)
+
+    def eject_disks(self, slots: Sequence[tuple[int, int]]) -> dict[tuple[int, int], GuestError]:
+        """Eject disks by (controller, LUN) together, if the guest can; return what it refused."""
+        if not self.capabilities.guest.eject_many:
+            refused = {}
+            for controller, lun in slots:
+                try:
+                    self.eject_disk(controller=controller, lun=lun)
+                except GuestError as error:
+                    refused[controller, lun] = error
+            return refused
+        devices = tuple(ScsiDevice(controller, lun) for controller, lun in slots)
+        answer = self._call(
+            Request.MODIFY_SETTINGS,
+            _modification(RequestType.REMOVE, ResourceType.SCSI_DEVICES, ScsiDevices(devices)),
+            ScsiDevicesAnswer,
+        )
+        return {
+            (each.controller, each.lun): GuestError(
+                each.message, hresult=each.result, request=Request.MODIFY_SETTINGS.name
+            )
+            for each in answer.refusals
+        }
 
     def add_combined_layers(self, layers: CombinedLayers) -> None:
         """Mount a container's root; on failure nothing is left in the guest."""
@@ -327,8 +352,7 @@ class GuestClient:
     # -- below -----------------------------------------------------------------------------------
 
     def _modify(self, kind: RequestType, resource: ResourceType, settings: object) -> None:
-        change = Modification(request_type=kind, resource_type=resource, settings=to_json(settings))
-        self._bridge.call(Request.MODIFY_SETTINGS, ModifySettings(request=change))
+        self._bridge.call(Request.MODIFY_SETTINGS, _modification(kind, resource, settings))
 
     def _call(
         self,
@@ -348,3 +372,9 @@ class GuestClient:
             cause = ProtocolError(f"{request.name}: the guest's answer: {error}")
             self._bridge.kill(cause)
             raise cause from error
+
+
+def _modification(kind: RequestType, resource: ResourceType, settings: object) -> ModifySettings:
+    return ModifySettings(
+        request=Modification(request_type=kind, resource_type=resource, settings=to_json(settings))
+    )

@@ -17,7 +17,11 @@ DATA     4     1 to 32760 bytes           within the credit that the peer grante
 CREDIT   5     u32 bytes                  the peer may send that many more bytes
 EOF      6     none                       half close: no more DATA from this end
 RESET    7     none                       this end forgets the channel at once
+BULK     8     u32 bytes                  so many bytes of the channel follow, outside of frames
 =======  ====  =========================  =================================================
+
+BULK is for an end that moves bytes which it does not see, out of a pipe: they are within the
+credit as DATA is, and nothing comes in between.
 
 Life of a channel, at either end::
 
@@ -76,6 +80,7 @@ class _FrameType(enum.IntEnum):
     CREDIT = 5
     EOF = 6
     RESET = 7
+    BULK = 8
 
 
 # Payload sizes a type may have, as (least, most).
@@ -87,6 +92,7 @@ _PAYLOAD: dict[_FrameType, tuple[int, int]] = {
     _FrameType.CREDIT: (_U32.size, _U32.size),
     _FrameType.EOF: (0, 0),
     _FrameType.RESET: (0, 0),
+    _FrameType.BULK: (_U32.size, _U32.size),
 }
 
 
@@ -175,6 +181,8 @@ class MuxEndpoint:
         self._last = 0  # highest channel number ever used
         self._received = bytearray()
         self._outgoing: list[bytes] = []
+        self._bulk_channel = 0
+        self._bulk_left = 0  # bytes of the peer's BULK that have not come yet
 
     # -- what this end asks for ------------------------------------------------------------------
 
@@ -211,6 +219,18 @@ class MuxEndpoint:
             self._queue(_FrameType.DATA, channel, view[start : start + MAX_DATA])
         state.send_credit -= len(view)
         return len(view)
+
+    def promise(self, channel: int, size: int) -> bytes:
+        """Return the BULK frame for `size` bytes, within the credit, that the caller writes next.
+
+        What was queued before is written before it. Raises ChannelGoneError.
+        """
+        state = self._channels.get(channel)
+        if state is None or state.state is not _State.OPEN or state.finished:
+            raise ChannelGoneError(channel)
+        assert 0 < size <= state.send_credit, "more promised than the peer takes"
+        state.send_credit -= size
+        return _HEADER.pack(_FrameType.BULK, 0, _U32.size, channel) + _U32.pack(size)
 
     def credit(self, channel: int) -> int:
         """Return how many bytes `send` would take now; 0 for a channel that takes none."""
@@ -281,8 +301,13 @@ class MuxEndpoint:
 
     def receive(self, data: bytes | bytearray | memoryview) -> list[MuxEvent]:
         """Return what the peer's bytes mean; they may be cut anywhere. Raises MuxViolationError."""
-        self._received += data
         events: list[MuxEvent] = []
+        if self._bulk_left:
+            assert not self._received
+            part = data[: self._bulk_left]  # all of it, mostly, and then no copy
+            self._take_bulk(bytes(part), events)
+            data = data[len(part) :]
+        self._received += data
         at = 0
         while len(self._received) - at >= HEADER_SIZE:
             code, zero, size, channel = _HEADER.unpack_from(self._received, at)
@@ -295,6 +320,11 @@ class MuxEndpoint:
             if event is not None:
                 events.append(event)
             at = end
+            if self._bulk_left:
+                with memoryview(self._received)[at : at + self._bulk_left] as rest:
+                    part = bytes(rest)
+                self._take_bulk(part, events)
+                at += len(part)
         if at:
             del self._received[:at]
         return events
@@ -304,6 +334,7 @@ class MuxEndpoint:
         gone = sorted(self._channels)
         self._channels.clear()
         self._received.clear()
+        self._bulk_left = 0
         return [PeerReset(channel) for channel in gone]
 
     # -- frames ----------------------------------------------------------------------------------
@@ -325,6 +356,11 @@ class MuxEndpoint:
     def _handle(self, kind: _FrameType, channel: int, payload: bytes) -> MuxEvent | None:
         if kind is _FrameType.DIAL:
             return self._handle_dial(channel, payload)
+        if kind is _FrameType.BULK:
+            self._bulk_channel = channel
+            (self._bulk_left,) = _U32.unpack(payload)
+            if not self._bulk_left:
+                raise MuxViolationError("BULK frame of 0 bytes")
         if not 0 < channel <= self._last:
             raise MuxViolationError(f"{kind.name} for channel {channel}, which was never dialed")
         state = self._channels.get(channel)
@@ -345,13 +381,23 @@ class MuxEndpoint:
             state.peer_finished = True
             self._drop_if_done(channel, state)
             return PeerFinished(channel)
-        if len(payload) > state.receive_credit:
+        size = self._bulk_left if kind is _FrameType.BULK else len(payload)
+        if size > state.receive_credit:
             raise MuxViolationError(
-                f"{len(payload)} bytes on channel {channel}, credit {state.receive_credit}"
+                f"{size} bytes on channel {channel}, credit {state.receive_credit}"
             )
-        state.receive_credit -= len(payload)
-        state.unconsumed += len(payload)
+        state.receive_credit -= size
+        if kind is _FrameType.BULK:
+            return None
+        state.unconsumed += size
         return DataReceived(channel, payload)
+
+    def _take_bulk(self, part: bytes, events: list[MuxEvent]) -> None:
+        self._bulk_left -= len(part)
+        state = self._channels.get(self._bulk_channel)
+        if part and state is not None:  # else this end forgot the channel
+            state.unconsumed += len(part)
+            events.append(DataReceived(self._bulk_channel, part))
 
     def _handle_dial(self, channel: int, payload: bytes) -> MuxEvent:
         if self._role is not MuxRole.HOST:

@@ -142,6 +142,8 @@ class ResourceType(enum.StrEnum):
 
     MAPPED_VIRTUAL_DISK = "MappedVirtualDisk"
     SCSI_DEVICE = "SCSIDevice"
+    SCSI_DEVICES = "SCSIDevices"
+    """Ours: several at once. Asked of a guest that says `eject_many`; no other knows it."""
     COMBINED_LAYERS = "CombinedLayers"
 
 
@@ -206,6 +208,8 @@ class GuestCapabilities:
     signal_process: bool = wire("SignalProcessSupported", FLAG)
     dump_stacks: bool = wire("DumpStacksSupported", FLAG)
     delete_container_state: bool = wire("DeleteContainerStateSupported", FLAG)
+    eject_many: bool = wire("EjectManySupported", FLAG)
+    """Ours: `ScsiDevices`; Microsoft's guest leaves it out, its host does not look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,6 +436,30 @@ class ScsiDevice:
 
     controller: int = wire("Controller", NUMBER)
     lun: int = wire("Lun", NUMBER)
+
+
+@dataclass(frozen=True, slots=True)
+class ScsiDevices:
+    """SCSI disks that the host is about to detach together."""
+
+    devices: tuple[ScsiDevice, ...] = wire("Devices", records(ScsiDevice))
+
+
+@dataclass(frozen=True, slots=True)
+class ScsiRefusal:
+    """A disk that the guest did not let go, and why."""
+
+    controller: int = wire("Controller", NUMBER)
+    lun: int = wire("Lun", NUMBER)
+    result: int = wire("Result", HRESULT, always=True)
+    message: str = wire("Message", TEXT, always=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ScsiDevicesAnswer:
+    """The answer to `ScsiDevices`: every disk that is not named is gone."""
+
+    refusals: tuple[ScsiRefusal, ...] = wire("Refusals", records(ScsiRefusal))
 
 
 @dataclass(frozen=True, slots=True)

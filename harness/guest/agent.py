@@ -65,6 +65,8 @@ from harness.gcs.prot import (
     Resume,
     SchemaVersion,
     ScsiDevice,
+    ScsiDevices,
+    ScsiDevicesAnswer,
     SignalProcess,
     StacksAnswer,
     WaitForProcess,
@@ -88,7 +90,9 @@ _STACKS_MAX = 32 * 1024
 CAPABILITIES = Capabilities(
     schema_versions=(SchemaVersion(major=2, minor=1),),
     runtime_os="Linux",
-    guest=GuestCapabilities(signal_process=True, dump_stacks=True, delete_container_state=True),
+    guest=GuestCapabilities(
+        signal_process=True, dump_stacks=True, delete_container_state=True, eject_many=True
+    ),
 )
 
 _Body: TypeAlias = Mapping[str, object]
@@ -352,7 +356,7 @@ class Agent:
         query = from_json(GetProperties, body).query
         return PropertiesAnswer(properties=self._containers.properties(base.container_id, query))
 
-    def _modify(self, _: RequestBase, body: _Body) -> None:
+    def _modify(self, _: RequestBase, body: _Body) -> ScsiDevicesAnswer | None:
         change = from_json(ModifySettings, body).request
         settings = change.settings or {}
         match change.request_type or RequestType.ADD, change.resource_type:
@@ -362,12 +366,16 @@ class Agent:
                 self._disks.remove(from_json(MappedVirtualDisk, settings))
             case RequestType.REMOVE, ResourceType.SCSI_DEVICE:
                 self._disks.eject(from_json(ScsiDevice, settings))
+            case RequestType.REMOVE, ResourceType.SCSI_DEVICES:
+                devices = from_json(ScsiDevices, settings).devices
+                return ScsiDevicesAnswer(self._disks.eject_all(devices))
             case RequestType.ADD, ResourceType.COMBINED_LAYERS:
                 self._layers.add(from_json(CombinedLayers, settings))
             case RequestType.REMOVE, ResourceType.COMBINED_LAYERS:
                 self._layers.remove(from_json(CombinedLayers, settings))
             case kind, resource:
                 raise GuestFailure(HResult.NOT_IMPLEMENTED, f"{kind} of {resource!r}")
+        return None
 
     def _dump_stacks(self, _: RequestBase, __: _Body) -> StacksAnswer:
         import traceback

@@ -8,9 +8,11 @@ costs more than a frame. Every wait is on one lock, with a condition a channel.
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from harness.gcs.mux import (
     Accepted,
@@ -76,6 +78,27 @@ class MuxConnection:
                 else:
                     self.changed.wait()
 
+    def send_pipe(self, fd: int, count: int) -> None:
+        """Send up to `count` bytes that wait in a pipe, without seeing them if that can be.
+
+        Raises OSError when reset. What its writer reads back meanwhile arrives as zeros.
+        """
+        link = self._link
+        if not link.moves_pipes:
+            self.send(os.read(fd, count))
+            return
+        with self.changed:
+            while count:
+                if self.failure is not None:
+                    raise self.failure
+                if not link.endpoint.is_open(self.channel):
+                    raise BrokenPipeError(errno.EPIPE, "the connection is closed")
+                size = min(count, link.endpoint.credit(self.channel))
+                if not size:
+                    self.changed.wait()
+                elif link.move(self.channel, fd, size):
+                    count -= size
+
     def finish(self) -> None:
         """Half-close: nothing more is sent."""
         with self.changed:
@@ -96,12 +119,21 @@ class MuxConnection:
 class MuxLink:
     """The guest's end of the `stdio` port."""
 
-    def __init__(self, stream: ByteStream, *, on_violation: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        *,
+        on_violation: Callable[[str], None],
+        move: Callable[[bytes, int, int], None] | None = None,
+    ) -> None:
+        """`move(frame, pipe, count)` writes a frame to `stream`, then `count` bytes of a pipe."""
         self.lock = threading.RLock()
         self.endpoint = MuxEndpoint(MuxRole.GUEST)
         self._stream = stream
         self._on_violation = on_violation
+        self._move = move
         self._writable = threading.Condition(self.lock)
+        self._turn = threading.Condition(self.lock)  # for who cannot leave it to the writer
         self._connections: dict[int, MuxConnection] = {}
         self._down: OSError | None = None
         self._writing = False
@@ -139,18 +171,44 @@ class MuxLink:
             if self.endpoint.has_frames:
                 self.wake_writer()
 
-    def _write_frames(self, frames: list[bytes]) -> None:
+    @property
+    def moves_pipes(self) -> bool:
+        """Whether `move` can be used."""
+        return self._move is not None
+
+    def move(self, channel: int, fd: int, size: int) -> bool:
+        """Write what is queued and `size` bytes of a pipe; the lock is held, and freed meanwhile.
+
+        False: somebody else was writing, who is done now; look again whether it can be sent.
+        """
+        if self._writing:
+            self._turn.wait()
+            return False
+        assert self._move is not None
+        frames = self.endpoint.frames_to_send()
+        frame = self.endpoint.promise(channel, size)
+        self._write_frames(frames, partial(self._move, frame, fd, size))
+        if self.endpoint.has_frames:
+            self.wake_writer()
+        return True
+
+    def _write_frames(
+        self, frames: list[bytes], finally_move: Callable[[], None] | None = None
+    ) -> None:
         self._writing = True
         self.lock.release()
         failure: OSError | None = None
         try:
             for frame in frames:
                 self._stream.write(frame)
+            if finally_move is not None:
+                finally_move()
         except OSError as error:
             failure = error
         finally:
             self.lock.acquire()
             self._writing = False
+            self._turn.notify_all()
         if failure is not None:
             self._fail(failure)
 
@@ -217,3 +275,4 @@ class MuxLink:
                 connection.changed.notify_all()
             self._connections.clear()
             self._writable.notify_all()
+            self._turn.notify_all()

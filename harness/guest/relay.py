@@ -35,6 +35,7 @@ from harness.guest.system import ChildStdio, Connection
 
 _CHUNK = 8 * MAX_DATA  # whole frames, and many: a round of the loop costs more than the bytes
 _PIPE_SIZE = 256 * 1024
+_MOVE_FROM = 16 * 1024  # bytes; for less, a copy is cheaper than a move
 _SILENT_MS = 1000
 _LINGER_S = 60.0  # how long the host may take to close its half after ours
 
@@ -136,10 +137,11 @@ class StdioRelay:
         if self._input is not None:
             # Nobody waits for the input's thread: it ends with the connection or the process.
             _start_thread("stdin", partial(self._push_input, *self._input))
+        pull = partial(self._pull_output, is_pipe=self._master is None)
         for fd, connection in self._outputs:
             sent = threading.Event()
             self._sent.append(sent)
-            _start_thread("output", partial(self._pull_output, fd, connection, sent))
+            _start_thread("output", partial(pull, fd, connection, sent))
 
     def resize(self, *, height: int, width: int) -> bool:
         """Set the terminal's size in characters; False if there is none (any more)."""
@@ -191,13 +193,20 @@ class StdioRelay:
             self._close_own(fd)
             connection.finish()
 
-    def _pull_output(self, fd: int, connection: Connection, sent: threading.Event) -> None:
+    def _pull_output(
+        self, fd: int, connection: Connection, sent: threading.Event, *, is_pipe: bool
+    ) -> None:
         try:
             poller = select.poll()
             poller.register(fd, select.POLLIN)
             poller.register(self._exited, select.POLLIN)
-            while data := self._next_output(fd, poller):
-                connection.send(data)
+            while self._await_output(fd, poller):
+                if is_pipe and (waiting := _waiting_in(fd)) >= _MOVE_FROM:
+                    connection.send_pipe(fd, waiting)
+                elif data := _read(fd):
+                    connection.send(data)
+                else:
+                    break
             connection.finish()
             self._close_own(fd)
             sent.set()
@@ -209,25 +218,34 @@ class StdioRelay:
             sent.set()
             connection.close()
 
-    def _next_output(self, fd: int, poller: select.poll) -> bytes:
-        """Return the process's next output; b"" at its end."""
-        if fd not in [ready_fd for ready_fd, _ in poller.poll()]:
-            silent = select.poll()
-            silent.register(fd, select.POLLIN)
-            if not silent.poll(_SILENT_MS):
-                return b""
-        try:
-            return os.read(fd, _CHUNK)
-        except OSError as error:
-            if error.errno == errno.EIO:  # a terminal whose last user is gone
-                return b""
-            raise
+    def _await_output(self, fd: int, poller: select.poll) -> bool:
+        """Wait for output, or the end of it; False for a pipe that outlived its process."""
+        if fd in [ready_fd for ready_fd, _ in poller.poll()]:
+            return True
+        silent = select.poll()
+        silent.register(fd, select.POLLIN)
+        return bool(silent.poll(_SILENT_MS))
 
     def _close_own(self, fd: int) -> None:
         with self._lock:
             if fd in self._own_fds:
                 self._own_fds.remove(fd)
                 os.close(fd)
+
+
+def _waiting_in(fd: int) -> int:
+    """Return how many bytes can be read at once."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def _read(fd: int) -> bytes:
+    """Return what a pipe or a terminal has; b"" at its end."""
+    try:
+        return os.read(fd, _CHUNK)
+    except OSError as error:
+        if error.errno == errno.EIO:  # a terminal whose last user is gone
+            return b""
+        raise
 
 
 def _await_close(connection: Connection) -> None:

@@ -54,6 +54,10 @@ class Connection(Protocol):
         """Send all of it, waiting while the host is slow. Raises OSError when reset."""
         ...
 
+    def send_pipe(self, fd: int, count: int) -> None:
+        """Send up to `count` bytes (at least 1) that wait in a pipe. Raises OSError when reset."""
+        ...
+
     def finish(self) -> None:
         """Half-close: nothing more is sent. Never raises."""
         ...

@@ -29,6 +29,7 @@ from harness.gcs.mux import (
 from harness.qemu.loop import READ, WRITE, IoLoop
 from harness.qemu.relay import CHUNK, Outbox, receive
 
+_FROM_GUEST: Final = 4 * CHUNK
 _QUEUED_TO_GUEST: Final = 4 * CHUNK  # beyond it consumers are not read
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class MuxHost:
 
     def _guest_ready(self, events: int) -> None:
         if events & READ:
-            data = receive(self._guest)
+            data = receive(self._guest, _FROM_GUEST)
             if data == b"":
                 self._lose_guest()
                 return

@@ -136,31 +136,48 @@ class QmpClient:
         After a ComputeTimeoutError QEMU may still carry the command out. `pass_fds` go with it
         (`getfd` takes one); the caller keeps its own.
         """
-        request_id = next(self._ids)
-        pending = _Pending()
+        (answer,) = self._exchange([command], deadline, pass_fds)
+        if isinstance(answer, QmpError):
+            raise answer
+        return answer
+
+    def execute_all(self, commands: Sequence[QmpCommand], *, deadline: float) -> list[Any]:
+        """Return each command's result or its QmpError, having sent all before waiting for one.
+
+        QEMU carries them out in order, a failed one or not. Raises as `execute` does otherwise.
+        """
+        return self._exchange(commands, deadline, ()) if commands else []
+
+    def _exchange(
+        self, commands: Sequence[QmpCommand], deadline: float, pass_fds: Sequence[int]
+    ) -> list[Any]:
+        requests = {next(self._ids): command for command in commands}
+        waiting = {request_id: _Pending() for request_id in requests}
+        lines = b"".join(command.encode(request_id) for request_id, command in requests.items())
+        name = commands[0].name
         with self._changed:
             self._check_open()
-            self._pending[request_id] = pending
+            self._pending |= waiting
         try:
             with self._sending:
-                self._send(command.encode(request_id), pass_fds)
+                self._send(lines, pass_fds)
             with self._changed:
-                while pending.answer is None:
-                    self._wait(deadline, f"no answer to {command.name}")
+                for request_id, pending in waiting.items():
+                    name = requests[request_id].name
+                    while pending.answer is None:
+                        self._wait(deadline, f"no answer to {name}")
         except TimeoutError as error:
             raise ComputeTimeoutError(f"QEMU does not read its QMP socket: {error}") from error
         except OSError as error:
-            raise SystemExitedError(f"{command.name}: QEMU is gone ({error})") from error
+            raise SystemExitedError(f"{name}: QEMU is gone ({error})") from error
         finally:
             with self._changed:
-                self._pending.pop(request_id, None)
-        answer = pending.answer
-        if "error" in answer:
-            error_object = answer["error"]
-            raise QmpError(
-                command.name, error_object.get("class", ""), error_object.get("desc", "")
-            )
-        return answer.get("return")
+                for request_id in requests:
+                    self._pending.pop(request_id, None)
+        return [
+            _result(requests[request_id], pending.answer or {})
+            for request_id, pending in waiting.items()
+        ]
 
     def _send(self, line: bytes, pass_fds: Sequence[int]) -> None:
         if pass_fds and sys.platform != "win32":
@@ -255,3 +272,10 @@ class QmpClient:
             if self._closed is None:
                 self._closed = reason
             self._changed.notify_all()
+
+
+def _result(command: QmpCommand, answer: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    if "error" in answer:
+        error = answer["error"]
+        return QmpError(command.name, error.get("class", ""), error.get("desc", ""))
+    return answer.get("return")

@@ -6,6 +6,7 @@ reader stops its writer and memory stays bounded.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import socket
 from typing import Final
@@ -20,24 +21,31 @@ class Outbox:
     """Bytes that wait for a socket to take them."""
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self._parts: collections.deque[memoryview] = collections.deque()
+        self._size = 0
 
     def __len__(self) -> int:
-        return len(self._data)
+        return self._size
 
     def add(self, data: bytes) -> None:
-        """Append bytes."""
-        self._data += data
+        """Append bytes, which are not copied."""
+        if data:
+            self._parts.append(memoryview(data))
+            self._size += len(data)
 
     def flush(self, target: socket.socket) -> int:
         """Return how many bytes a non-blocking socket took. Raises OSError when it is broken."""
         sent = 0
         with contextlib.suppress(BlockingIOError):
-            while sent < len(self._data):
-                # A memoryview must be gone before the bytearray shrinks.
-                with memoryview(self._data)[sent : sent + CHUNK] as part:
-                    sent += target.send(part)
-        del self._data[:sent]
+            while self._parts:
+                part = self._parts[0]
+                taken = target.send(part)
+                sent += taken
+                self._size -= taken
+                if taken < len(part):
+                    self._parts[0] = part[taken:]
+                else:
+                    self._parts.popleft()
         return sent
 
 

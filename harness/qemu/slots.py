@@ -123,34 +123,27 @@ class SlotTable:
 
     def _detach(self, keys: Sequence[tuple[int, int]], deadline: float) -> None:
         after = self._qmp.event_cursor
-        waiting = [key for key in keys if self._unplug(key, deadline)]
-        for key in waiting:
-            name = device_name(*key)
+        commands = [detach_commands(*key) for key in keys]
+        answers = self._qmp.execute_all([unplug for unplug, _ in commands], deadline=deadline)
+        awaited = {
+            device_name(*key) for key, answer in zip(keys, answers, strict=True) if _leaves(answer)
+        }
 
-            def matches(event: QmpEvent, name: str = name) -> bool:
-                return event.name == "DEVICE_DELETED" and event.data.get("device") == name
+        def matches(event: QmpEvent) -> bool:
+            return event.name == "DEVICE_DELETED" and event.data.get("device") in awaited
 
-            self._qmp.wait_event(matches, after=after, deadline=deadline)
-        for key in keys:
-            _, delete_node = detach_commands(*key)
-            try:
-                self._qmp.execute(delete_node, deadline=deadline)
-            except QmpError as error:
-                if "Failed to find node" not in error.description:
-                    raise
-            self._free(key)
-
-    def _unplug(self, key: tuple[int, int], deadline: float) -> bool:
-        """Ask for a device's removal; whether there is one that will report its end."""
-        delete_device, _ = detach_commands(*key)
-        try:
-            self._qmp.execute(delete_device, deadline=deadline)
-        except QmpError as error:
-            if error.error_class == "DeviceNotFound":
-                return False  # an earlier attempt got this far
-            if "in the process of unplug" not in error.description:
-                raise
-        return True
+        while awaited:
+            event = self._qmp.wait_event(matches, after=after, deadline=deadline)
+            awaited.remove(event.data["device"])
+        answers = self._qmp.execute_all([delete for _, delete in commands], deadline=deadline)
+        failure: QmpError | None = None
+        for key, answer in zip(keys, answers, strict=True):
+            if isinstance(answer, QmpError) and "Failed to find node" not in answer.description:
+                failure = answer
+            else:
+                self._free(key)
+        if failure is not None:
+            raise failure
 
     def _execute_add(self, command: QmpCommand, disk: DiskImage, deadline: float) -> None:
         try:
@@ -205,3 +198,13 @@ class SlotTable:
     def _free(self, key: tuple[int, int]) -> None:
         with self._lock:
             self._slots.pop(key, None)
+
+
+def _leaves(answer: object) -> bool:
+    """Whether a device whose removal was asked for will report its end. Raises QmpError."""
+    if isinstance(answer, QmpError):
+        if answer.error_class == "DeviceNotFound":
+            return False  # an earlier attempt got this far
+        if "in the process of unplug" not in answer.description:
+            raise answer
+    return True

@@ -17,7 +17,7 @@ is on the record, in doubt after it ended without an answer::
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -173,13 +173,16 @@ class AttachmentTable:
             failures.update(dict.fromkeys(doubtful, doubt))
         for each in attachments:
             if each not in failures and not monitor.is_gone():
-                error = self._eject(each, by=by)
+                error = self._prepare_eject(each, by=by)
                 if error is not None:
                     failures[each] = error
                     if not isinstance(error, Exception):
                         break  # interrupted: leave the rest as it is
         else:
-            failures.update(self._take_out([each for each in attachments if each not in failures]))
+            failures.update(self._eject([each for each in attachments if each not in failures]))
+            if all(isinstance(error, Exception) for error in failures.values()):
+                leaving = [each for each in attachments if each not in failures]
+                failures.update(self._take_out(leaving))
         for each, operation in operations:
             if each.state is AttachmentState.DETACHED:
                 self._forget(each)
@@ -202,25 +205,44 @@ class AttachmentTable:
             self._on_forgotten(attachment.disk)
         self._by_identity.clear()
 
-    def _eject(self, attachment: Attachment, *, by: str) -> BaseException | None:
-        """Bring one attachment to `ejected`, or from `reserved` to `detached`."""
+    def _prepare_eject(self, attachment: Attachment, *, by: str) -> BaseException | None:
+        """Bring one attachment to `ejecting` with nothing mounted, or from `reserved` to its end.
+
+        Return what kept it from that.
+        """
         match attachment.state:
             case AttachmentState.RESERVED:
                 attachment.advance(AttachmentState.DETACHED)
-                return None
             case AttachmentState.ATTACHED:
                 error = self._mounts.unmount_all(attachment.slot, by=by)
                 if error is not None or self._monitor.is_gone():
                     return error
                 attachment.advance(AttachmentState.EJECTING)
-            case AttachmentState.EJECTING:
-                pass
-            case _:
-                return None
-        error = self._monitor.attempt(lambda: self._guest.eject(attachment.slot))
-        if error is None and not self._monitor.is_gone():
-            attachment.advance(AttachmentState.EJECTED)
-        return error
+        return None
+
+    def _eject(self, attachments: Sequence[Attachment]) -> dict[Attachment, BaseException]:
+        """Bring those of `attachments` that are `ejecting` to `ejected`; return what failed."""
+        leaving = [each for each in attachments if each.state is AttachmentState.EJECTING]
+        if not leaving or self._monitor.is_gone():
+            return {}
+        refused: Mapping[Slot, BaseException] = {}
+
+        def eject() -> None:
+            nonlocal refused
+            if len(leaving) == 1:
+                self._guest.eject(leaving[0].slot)
+            else:
+                refused = self._guest.eject_all([each.slot for each in leaving])
+
+        error = self._monitor.attempt(eject)
+        if self._monitor.is_gone():
+            return {}
+        if error is not None:
+            return dict.fromkeys(leaving, error)
+        for each in leaving:
+            if each.slot not in refused:
+                each.advance(AttachmentState.EJECTED)
+        return {each: refused[each.slot] for each in leaving if each.slot in refused}
 
     def _take_out(self, attachments: Sequence[Attachment]) -> dict[Attachment, BaseException]:
         """Detach every ejected one of `attachments` in one request; return what failed."""

@@ -13,10 +13,11 @@ Every call must end by itself (the adapters carry the deadlines).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from harness.errors import SystemExitedError, SystemNotFoundError
 from harness.scsi.mountconfig import MountConfig
 from harness.scsi.slots import Slot
 
@@ -54,3 +55,25 @@ class ScsiGuest(Protocol):
     def eject(self, slot: Slot) -> None:
         """Make the guest's kernel let the disk go, before the host takes it; gone is success."""
         ...
+
+    def eject_all(self, slots: Sequence[Slot]) -> Mapping[Slot, BaseException]:
+        """Do that for several disks together; return which the guest did not let go, and why.
+
+        After an error of the call itself any part of them may be gone.
+        """
+        ...
+
+
+def eject_each(
+    eject: Callable[[Slot], None], slots: Sequence[Slot]
+) -> Mapping[Slot, BaseException]:
+    """Return what `ScsiGuest.eject_all` does, for a guest that takes one after the other."""
+    failures: dict[Slot, BaseException] = {}
+    for slot in slots:
+        try:
+            eject(slot)
+        except (SystemExitedError, SystemNotFoundError):
+            raise
+        except Exception as error:  # noqa: BLE001 - handed to the caller as it is
+            failures[slot] = error
+    return failures

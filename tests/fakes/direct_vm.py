@@ -13,7 +13,7 @@ import sys
 assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from harness.hcs.document import Attachment, AttachmentType
 from harness.model.disks import DiskStore, ModelDisk
 from harness.model.guestos import ModelGuestOs
 from harness.scsi import DiskClaims, MountConfig, ScsiManager, Slot
+from harness.scsi.machine import eject_each
 
 E_FAIL = 0x80004005
 
@@ -188,6 +189,9 @@ class DirectVm:
             self._ejected.add(slot)
 
         self._call_guest("guest.remove-scsi-device", eject)
+
+    def eject_all(self, slots: Sequence[Slot]) -> Mapping[Slot, BaseException]:
+        return eject_each(self.eject, slots)
 
     # -- LayerGuest ------------------------------------------------------------------------------
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import ComputeServiceError, GuestError, SystemExitedError
 from harness.scsi import MountConfig, Slot
+from harness.scsi.machine import eject_each
 
 
 @dataclass
@@ -138,6 +139,9 @@ class FakeScsiHost:
                     self.violations.append(f"eject of {slot} while it is mounted")
                 self.visible.discard(slot)
         self._leave(fault)
+
+    def eject_all(self, slots: Sequence[Slot]) -> Mapping[Slot, BaseException]:
+        return eject_each(self.eject, slots)
 
     def _take_out(self, slot: Slot) -> None:
         with self._lock:

@@ -160,6 +160,11 @@ def test_the_end_of_the_stream_ends_every_channel() -> None:
     [
         (True, frame(0, 1)),
         (True, frame(8, 1)),
+        (True, frame(9, 1)),
+        (True, frame(8, 1, struct.pack("<I", 0))),
+        (True, frame(8, 1, struct.pack("<I", WINDOW + 1))),
+        (True, frame(8, 7, struct.pack("<I", 1))),
+        (True, frame(6, 1) + frame(8, 1, struct.pack("<I", 1))),
         (True, frame(4, 1, b"data", reserved=1)),
         (True, frame(4, 1)),
         (True, frame(6, 1, b"payload")),
@@ -186,6 +191,39 @@ def test_a_peer_that_ignores_its_credit_is_caught() -> None:
     host.receive(frame(4, channel, b"x" * MAX_DATA) * (WINDOW // MAX_DATA))
     with pytest.raises(MuxViolationError, match="credit"):
         host.receive(frame(4, channel, b"x" * MAX_DATA))
+
+
+def test_announced_bytes_are_data_however_they_are_cut_and_frames_go_on_behind_them() -> None:
+    guest, host, channel = opened()
+    stream = guest.promise(channel, 10) + b"0123456789"
+    guest.finish(channel)
+    stream += guest.data_to_send()
+    for size in range(1, len(stream) + 1):
+        events = [e for at in range(0, len(stream), size) for e in host.receive(stream[at:][:size])]
+        assert events[-1] == PeerFinished(channel)
+        data = b"".join(each.data for each in events if isinstance(each, DataReceived))
+        assert data == b"0123456789"
+        guest, host, channel = opened()
+        guest.promise(channel, 10)
+        guest.finish(channel)
+        guest.data_to_send()
+
+
+def test_announced_bytes_of_a_channel_that_was_given_up_are_dropped() -> None:
+    guest, host, channel = opened()
+    host.receive(guest.promise(channel, 10) + b"0123")
+    host.reset(channel)
+    other = guest.dial(PORT)
+    assert host.receive(b"456789" + guest.data_to_send()) == [Dialed(other, PORT)]
+
+
+def test_announced_bytes_use_up_credit_and_give_it_back() -> None:
+    guest, host, channel = opened()
+    host.receive(guest.promise(channel, WINDOW) + bytes(WINDOW))
+    assert guest.credit(channel) == 0
+    host.consumed(channel, WINDOW)
+    assert guest.receive(host.data_to_send()) == [CreditGranted(channel)]
+    assert guest.credit(channel) == WINDOW
 
 
 def test_data_on_a_channel_that_was_not_accepted_is_a_violation() -> None:
@@ -257,6 +295,14 @@ class TwoEndpoints(RuleBasedStateMachine):
             return
         assert taken <= WINDOW
         self.sent[end, channel] += data[:taken]
+
+    @rule(channel=channels, size=st.integers(1, 300_000))
+    def send_unseen(self, channel: int, size: int) -> None:
+        guest = self.ends["guest"]
+        if count := min(size, guest.credit(channel)):
+            data = bytes([size % 241]) * count
+            self.wire["host"] += guest.data_to_send() + guest.promise(channel, count) + data
+            self.sent["guest", channel] += data
 
     @rule(end=st.sampled_from(["guest", "host"]), channel=channels)
     def consume(self, end: str, channel: int) -> None:

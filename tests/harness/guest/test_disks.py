@@ -204,6 +204,22 @@ def test_a_disk_is_ejected_once_it_is_unmounted_and_gone_is_fine(guest: Guest) -
         guest.client.eject_disk(controller=0, lun=1)
 
 
+def test_disks_that_leave_together_are_let_go_but_for_those_in_use(guest: Guest) -> None:
+    for lun in range(1, 7):
+        guest.os.attach(0, lun)
+    guest.client.negotiate()
+    guest.client.mount_disk(LAYER)
+    slots = [(0, lun) for lun in range(1, 8)]
+    kept = guest.client.eject_disks(slots)
+    assert list(kept) == [(0, 1)]
+    assert "still mounted at /run/mounts" in str(kept[0, 1])
+    assert kept[0, 1].hresult == HResult.INVALID_STATE
+    assert guest.os.exists("/sys/bus/scsi/devices/0:0:0:1")
+    assert not any(guest.os.exists(f"/sys/bus/scsi/devices/0:0:0:{lun}") for lun in range(2, 8))
+    guest.client.unmount_disk(LAYER)
+    assert guest.client.eject_disks(slots) == {}
+
+
 def test_a_path_is_taken_once(guest: Guest) -> None:
     guest.os.attach(0, 1)
     guest.client.mount_disk(LAYER)

@@ -8,6 +8,8 @@ import sys
 
 assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
 
+import fcntl
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -23,7 +25,8 @@ from harness.gcs.mux import (
     MuxRole,
     PeerFinished,
 )
-from harness.guest.muxlink import MuxLink
+from harness.guest.muxlink import MuxConnection, MuxLink
+from harness.guest.transport import PipeMover
 from tests.fakes.guest_os import SocketByteStream
 
 
@@ -78,7 +81,11 @@ class PlayedHost:
 def ends() -> Iterator[tuple[MuxLink, PlayedHost]]:
     guest_end, host_end = socket.socketpair()
     violations: list[str] = []
-    link = MuxLink(SocketByteStream(guest_end), on_violation=violations.append)
+    link = MuxLink(
+        SocketByteStream(guest_end),
+        on_violation=violations.append,
+        move=PipeMover(guest_end.fileno()),
+    )
     link.start()
     host = PlayedHost(host_end)
     yield link, host
@@ -126,6 +133,60 @@ def test_a_host_that_does_not_consume_holds_one_sender_and_no_other(
         host.flush()
     sender.join(5)
     assert not sender.is_alive()
+
+
+def test_what_waits_in_pipes_goes_in_order_beside_what_others_send(
+    ends: tuple[MuxLink, PlayedHost],
+) -> None:
+    link, host = ends
+    texts = {link.dial(2): b"one " * 50_000, link.dial(4): b"two\n" * 60_000}
+    written = link.dial(6)
+
+    def pump(connection: MuxConnection, text: bytes) -> None:
+        reader, writer = os.pipe()
+        for at in range(0, len(text), 50_000):
+            os.write(writer, text[at : at + 50_000])
+            connection.send_pipe(reader, len(text[at : at + 50_000]))
+        os.close(reader)
+        os.close(writer)
+
+    threads = [threading.Thread(target=pump, args=each) for each in texts.items()]
+    for thread in threads:
+        thread.start()
+    for _ in range(200):
+        written.send(b"between" * 10)
+    for connection, text in texts.items():
+        assert host.wait(connection.channel, len(text)) == text
+    assert host.wait(written.channel, 14_000) == b"between" * 2000
+    for thread in threads:
+        thread.join(5)
+
+
+def test_a_writer_that_takes_its_output_back_stops_nobody(
+    ends: tuple[MuxLink, PlayedHost],
+) -> None:
+    link, host = ends
+    connection = link.dial(2)
+    reader, writer = os.pipe()
+    os.write(writer, b"kept")
+    connection.send_pipe(reader, 10_000)
+    assert host.wait(connection.channel, 10_000) == b"kept".ljust(10_000, b"\0")
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_pipe_of_many_small_pieces_arrives_whole(ends: tuple[MuxLink, PlayedHost]) -> None:
+    link, host = ends
+    connection = link.dial(2)
+    reader, writer = os.pipe2(os.O_DIRECT)  # every write has a page of its own
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1024 * 1024)
+    text = b"".join(b"%6d" % number for number in range(250))
+    for at in range(0, len(text), 6):
+        os.write(writer, text[at : at + 6])
+    connection.send_pipe(reader, len(text))
+    assert host.wait(connection.channel, len(text)) == text
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_reset_wakes_receiver_and_sender(ends: tuple[MuxLink, PlayedHost]) -> None:

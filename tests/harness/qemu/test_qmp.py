@@ -40,6 +40,23 @@ def test_a_refusal_carries_class_and_description(loop: IoLoop) -> None:
     peer.client.close()
 
 
+def test_commands_that_go_together_are_answered_one_by_one(loop: IoLoop) -> None:
+    def answer(command: dict[str, Any]) -> list[Any]:
+        if command["arguments"]["x"] == 2:
+            return [{"error": {"class": "GenericError", "desc": "not two"}}]
+        return [{"return": command["arguments"]["x"]}]
+
+    peer = Peer(loop, answer)
+    first, second, third = peer.client.execute_all(
+        [QmpCommand("echo", {"x": number}) for number in (1, 2, 3)], deadline=soon()
+    )
+    assert (first, third) == (1, 3)
+    assert isinstance(second, QmpError)
+    assert second.description == "not two"
+    assert peer.client.execute_all([], deadline=soon()) == []
+    peer.client.close()
+
+
 def test_events_are_found_whether_they_came_before_or_come_later(loop: IoLoop) -> None:
     peer = Peer(loop, lambda _: [{"event": "GONE", "data": {"d": 1}}, {"return": {}}])
     before = peer.client.event_cursor

@@ -82,7 +82,7 @@ def test_emulation_gets_its_kernel_options_and_kvm_its_own() -> None:
     assert {"mitigations=off", "tsc_early_khz=2500000"} <= set(emulated.command_line.split())
     assert "mitigations=off" not in virtual.command_line
     assert "cryptomgr.notests" in virtual.command_line
-    assert values_of(emulated.argv, "-cpu") == ["max"]
+    assert values_of(emulated.argv, "-cpu") == ["max,-erms,-fsrm"]
     assert values_of(virtual.argv, "-cpu") == ["host"]
 
 
