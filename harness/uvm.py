@@ -52,6 +52,7 @@ from harness.scsi import DiskClaims, MountConfig, ScsiManager, Slot
 BOOT_TIMEOUT_S = 60.0
 _POWER_OFF_TIMEOUT_S = 5.0
 _LOG_LINES = 500
+_DYING_S = 2.0
 _EVENT_POLL_S = 60.0
 
 
@@ -307,6 +308,9 @@ class UtilityVm:
         if self._closed or self._killed:
             return ""
         try:
+            if self.guest.bridge.closed:
+                # The streams of a dying machine end a moment before the machine is known dead.
+                self.wait_exit(timeout_s=_DYING_S)
             found = self.service.properties(self.system_id)
         except ComputeServiceError:
             return ""
