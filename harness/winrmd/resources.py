@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from harness.winrmd.boots import Boot
+from harness.winrmd.config import Quotas
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +68,41 @@ def _lookup(values: Mapping[str, str], name: str, default: str) -> str:
     return default
 
 
+class HostControl(Protocol):
+    """What a handler may do to the endpoint that it stands behind."""
+
+    @property
+    def boot(self) -> Boot:
+        """The boot that the host is in."""
+
+    @property
+    def quotas(self) -> Quotas:
+        """The quotas of `winrm/config` that are in force."""
+
+    def set_quotas(self, quotas: Quotas) -> None:
+        """Put other quotas in force, for shells and operations to come."""
+
+    def reboot(self, *, after_s: float = 0.0) -> None:
+        """Restart the host: shells end, the port is closed for a while, the boot is another.
+
+        Returns at once; with `after_s` 0 the reply that is under way still goes out.
+        """
+
+    def restart_service(self, *, after_s: float = 0.0) -> None:
+        """Restart the WinRM service alone: as `reboot`, in the same boot."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShellContext:
     """What a session knows about the shell that it runs in, and about its host.
 
     `root` is the folder that stands for the host's disk; `environment` what a new process gets.
-    `reboot` restarts the pretend host after that many seconds (0: once this reply is out).
     """
 
     shell_id: str
     owner: str
     root: Path
     environment: Mapping[str, str]
-    boot: Boot
-    reboot: Callable[[float], None]
 
 
 class ShellSession(Protocol):
@@ -111,6 +133,9 @@ class ShellSession(Protocol):
 
 class ResourceHandler(Protocol):
     """Serves resource URIs. Raise `faults.action_not_supported` for what it does not offer."""
+
+    def attach(self, control: HostControl) -> None:
+        """Learn which endpoint this is; called once, before the first request."""
 
     def handles(self, resource_uri: str) -> bool:
         """Return whether this handler serves that URI."""
