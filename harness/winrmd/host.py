@@ -96,7 +96,7 @@ class PretendHost:
                 ) from error
             host = cls(root.absolute(), state)
             # The process that held the host is gone, and with it all that ran: that was a restart.
-            host.rebooted(host.boot)
+            host.rebooted(host.boot.next())
             return host
         host = cls(root.absolute(), initial or fresh("WINRMD"))
         (root / "Windows" / "Temp").mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,13 @@ class PretendHost:
             control.restart_service(after_s=after_s)
 
     def rebooted(self, boot: Boot) -> None:
-        """Take note of a restart: pending features are enabled, pending reasons are gone."""
+        """Take note of a restart: pending features are enabled, pending reasons are gone.
+
+        Being told twice of one boot changes nothing: several handlers may share a host.
+        """
+        with self._lock:
+            if boot == self._boot:
+                return
         with self.change() as state:
             self._boot = boot
             state.boots += 1

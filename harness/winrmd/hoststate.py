@@ -136,6 +136,7 @@ class Obstacles:
     `language_mode` is that of every runspace. `tasks_denied` refuses to register tasks (a policy
     without the batch logon right). `restart_denied` refuses shutdown (a maintenance freeze).
     `feature_failures` fails that many attempts to enable features with 0x800f0922 first.
+    `delays_s` is how long a cmdlet of that name takes before it does anything.
     """
 
     language_mode: Literal["FullLanguage", "ConstrainedLanguage", "NoLanguage"] = (
@@ -145,6 +146,7 @@ class Obstacles:
     tasks_denied: bool = False
     restart_denied: bool = False
     feature_failures: int = 0
+    delays_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -122,12 +122,16 @@ Run: TypeAlias = Callable[[Bound], Iterable[Output]]
 
 @dataclass(frozen=True, slots=True)
 class Cmdlet:
-    """A command with its parameters: those it cannot do without, and the others."""
+    """A command with its parameters: those it cannot do without, and the others.
+
+    `pipeline` is the parameter that takes each object of the pipeline's input, if one does.
+    """
 
     name: str
     run: Run
     required: Mapping[str, Kind] = field(default_factory=dict)
     optional: Mapping[str, Kind] = field(default_factory=dict)
+    pipeline: str = ""
 
     def bind(
         self, given: Sequence[tuple[str, object]], machine: Machine, streams: Streams

@@ -361,7 +361,10 @@ CMDLETS: Final = (
     Cmdlet("Set-Item", _set_item, {"LiteralPath": "texts", "Value": "scalar"}, {"Force": "switch"}),
     Cmdlet("Get-Acl", _get_acl, {"LiteralPath": "texts"}),
     Cmdlet(
-        "Add-Content", _add_content, {"LiteralPath": "texts", "Value": "bytes", "Encoding": "text"}
+        "Add-Content",
+        _add_content,
+        {"LiteralPath": "texts", "Value": "bytes", "Encoding": "text"},
+        pipeline="Value",
     ),
     Cmdlet("Get-FileHash", _get_file_hash, {"LiteralPath": "texts", "Algorithm": "text"}),
     Cmdlet(
