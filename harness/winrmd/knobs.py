@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from harness.winrmd.faults import WsmanFault
+
 ANY: Final = ""
 
 
@@ -37,7 +39,7 @@ class Strike:
     name: str = ANY
     nth: int = 1
     times: int = 1
-    make_fault: Callable[[], Exception] | None = None
+    make_fault: Callable[[], WsmanFault] | None = None
 
 
 @dataclass(slots=True)

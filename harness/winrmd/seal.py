@@ -1,10 +1,10 @@
-"""Message sealing of WinRM: `multipart/encrypted` frames around what a security context wrapped.
+r"""Message sealing of WinRM: `multipart/encrypted` frames around what a security context wrapped.
 
 ::
 
     --Encrypted Boundary
-    \\tContent-Type: application/HTTP-SPNEGO-session-encrypted
-    \\tOriginalContent: type=application/soap+xml;charset=UTF-8;Length=N
+    \tContent-Type: application/HTTP-SPNEGO-session-encrypted
+    \tOriginalContent: type=application/soap+xml;charset=UTF-8;Length=N
     --Encrypted Boundary
     \\tContent-Type: application/octet-stream
     <int32 header length, little endian><header><sealed data>--Encrypted Boundary--

@@ -79,6 +79,7 @@ class Dispatcher:
         if len(xml) > self._control.quotas.max_envelope_size:
             return Reply(413)
         message_id = ""
+        dropped = False
         try:
             request = parse_request(xml)
             message_id = request.message_id
@@ -86,7 +87,8 @@ class Dispatcher:
                 return self.identify()
             name = request.action.rsplit("/", 1)[-1]
             strike = self._config.knobs.take(name)
-            if strike is not None and strike.trouble is not Trouble.DROP_AFTER:
+            dropped = strike is not None and strike.trouble is Trouble.DROP_AFTER
+            if strike is not None and not dropped:
                 return _struck(strike)
             operation = self._operation(request, name, user, client_address)
             with self._counted(user):
@@ -95,12 +97,16 @@ class Dispatcher:
             limit = request.max_envelope_size or _DEFAULT_ENVELOPE
             if len(reply) > limit:
                 raise faults.reply_too_large(limit)
-            return Reply(200, reply, dropped=strike is not None)
+            return Reply(200, reply, dropped=dropped)
         except faults.WsmanFault as fault:
-            return Reply(
-                500,
-                fault_envelope(fault, relates_to=message_id, machine=self._config.machine),
-            )
+            machine = self._config.machine
+            reply = fault_envelope(fault, relates_to=message_id, machine=machine)
+            return Reply(500, reply, dropped=dropped)
+
+    @property
+    def largest_envelope(self) -> int:
+        """MaxEnvelopeSize in bytes, as it is in force."""
+        return self._control.quotas.max_envelope_size
 
     def identify(self) -> Reply:
         """Return the answer to wsmid:Identify."""
