@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from harness.errors import UsageError
 from harness.winrmd.knobs import Knobs
+from harness.winrmd.programs import Program
 
 PRODUCT_VERSION: Final = "OS: 10.0.20348 SP: 0.0 Stack: 3.0"
 
@@ -79,8 +81,8 @@ class EndpointConfig:
     """One endpoint. `users` maps names to passwords and belongs to this server alone.
 
     `root` stands for the host's disk: shells start there and named folders lie below it.
-    `programs` maps the name of a Windows program to what runs instead (argv prefix), beside
-    those that every endpoint has. Raises UsageError for what must not start.
+    `programs` adds to and replaces those of `programs.real_programs`: an empty tuple takes one
+    away. Raises UsageError for what must not start.
     """
 
     users: Mapping[str, str] = field(repr=False)
@@ -93,10 +95,11 @@ class EndpointConfig:
     allow_unencrypted: bool = False
     channel_bindings: ChannelBindings = ChannelBindings.RELAXED
     beyond_loopback: bool = False
+    connection_idle_s: float = 120.0  # http.sys closes a connection that is silent for so long
     quotas: Quotas = Quotas()
     knobs: Knobs = field(default_factory=Knobs)
     environment: Mapping[str, str] = field(default_factory=dict)
-    programs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    programs: Mapping[str, Program] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what would be open to everybody."""
@@ -125,48 +128,76 @@ def _is_loopback(address: str) -> bool:
 
 CONFIG_URI: Final = "http://schemas.microsoft.com/wbem/wsman/1/config"
 
+_QUOTA_ELEMENTS: Final = {
+    "MaxEnvelopeSizekb": "max_envelope_size_kib",
+    "MaxTimeoutms": "max_timeout_ms",
+    "MaxBatchItems": "max_batch_items",
+    "MaxConcurrentOperationsPerUser": "max_concurrent_operations_per_user",
+    "MaxConnections": "max_connections",
+    "EnumerationTimeoutms": "enumeration_timeout_ms",
+    "IdleTimeout": "idle_timeout_ms",
+    "MaxConcurrentUsers": "max_concurrent_users",
+    "MaxProcessesPerShell": "max_processes_per_shell",
+    "MaxMemoryPerShellMB": "max_memory_per_shell_mib",
+    "MaxShellsPerUser": "max_shells_per_user",
+}
+
 
 def is_config_uri(uri: str) -> bool:
-    """Return whether that is `winrm/config`, in either of its spellings."""
-    return uri.lower().rstrip("/").endswith(("winrm/config", "wsman/1/config"))
+    """Return whether that is `winrm/config` or a part of it, in either of its spellings."""
+    lowered = uri.lower()
+    return any(name in lowered for name in ("/winrm/config", "wsman/1/config")) or (
+        lowered == "winrm/config"
+    )
 
 
-def config_xml(config: EndpointConfig) -> str:
-    """Return `cfg:Config` as Windows orders it."""
-    quotas = config.quotas
-    unencrypted = str(config.allow_unencrypted).lower()
+def quotas_from_xml(body: ET.Element, quotas: Quotas) -> Quotas:
+    """Return the quotas after a Put with that body. Raises ValueError for what is no number."""
+    changes: dict[str, int] = {}
+    for element in body.iter():
+        field_name = _QUOTA_ELEMENTS.get(element.tag.rsplit("}", 1)[-1])
+        if field_name is not None:
+            changes[field_name] = quota_value(element.text or "")
+    return replace(quotas, **changes)
+
+
+def quota_value(text: str) -> int:
+    """Return the value of a quota, 1 to 2^32-1. Raises ValueError."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 0xFFFFFFFF:
+        raise ValueError(f"not the value of a quota: {text[:64]!r}")
+    return int(text)
+
+
+def config_xml(config: EndpointConfig, quotas: Quotas, *, port: int) -> str:
+    """Return `cfg:Config` as Windows orders it, with the quotas that are in force."""
+
+    def element(name: str) -> str:
+        return f"<cfg:{name}>{getattr(quotas, _QUOTA_ELEMENTS[name])}</cfg:{name}>"
 
     def auth(scheme: AuthScheme) -> str:
         return str(scheme in config.auth).lower()
 
-    http, https = ("5985", str(config.port)) if config.tls else (str(config.port), "5986")
-    level = config.channel_bindings.value.capitalize()
+    http, https = (5985, port) if config.tls else (port, 5986)
     return (
         f'<cfg:Config xmlns:cfg="{CONFIG_URI}" xml:lang="en-US">'
-        f"<cfg:MaxEnvelopeSizekb>{quotas.max_envelope_size_kib}</cfg:MaxEnvelopeSizekb>"
-        f"<cfg:MaxTimeoutms>{quotas.max_timeout_ms}</cfg:MaxTimeoutms>"
-        f"<cfg:MaxBatchItems>{quotas.max_batch_items}</cfg:MaxBatchItems>"
+        f"{element('MaxEnvelopeSizekb')}{element('MaxTimeoutms')}{element('MaxBatchItems')}"
         "<cfg:MaxProviderRequests>4294967295</cfg:MaxProviderRequests>"
         "<cfg:Client><cfg:NetworkDelayms>5000</cfg:NetworkDelayms><cfg:URLPrefix>wsman"
         "</cfg:URLPrefix><cfg:AllowUnencrypted>false</cfg:AllowUnencrypted></cfg:Client>"
         "<cfg:Service><cfg:MaxConcurrentOperations>4294967295</cfg:MaxConcurrentOperations>"
-        "<cfg:MaxConcurrentOperationsPerUser>"
-        f"{quotas.max_concurrent_operations_per_user}</cfg:MaxConcurrentOperationsPerUser>"
-        f"<cfg:EnumerationTimeoutms>{quotas.enumeration_timeout_ms}</cfg:EnumerationTimeoutms>"
-        f"<cfg:MaxConnections>{quotas.max_connections}</cfg:MaxConnections>"
+        f"{element('MaxConcurrentOperationsPerUser')}{element('EnumerationTimeoutms')}"
+        f"{element('MaxConnections')}"
         "<cfg:MaxPacketRetrievalTimeSeconds>120</cfg:MaxPacketRetrievalTimeSeconds>"
-        f"<cfg:AllowUnencrypted>{unencrypted}</cfg:AllowUnencrypted>"
+        f"<cfg:AllowUnencrypted>{str(config.allow_unencrypted).lower()}</cfg:AllowUnencrypted>"
         f"<cfg:Auth><cfg:Basic>{auth(AuthScheme.BASIC)}</cfg:Basic><cfg:Kerberos>false"
         f"</cfg:Kerberos><cfg:Negotiate>{auth(AuthScheme.NEGOTIATE)}</cfg:Negotiate>"
         "<cfg:Certificate>false</cfg:Certificate><cfg:CredSSP>false</cfg:CredSSP>"
-        f"<cfg:CbtHardeningLevel>{level}</cfg:CbtHardeningLevel></cfg:Auth>"
+        f"<cfg:CbtHardeningLevel>{config.channel_bindings.value.capitalize()}"
+        "</cfg:CbtHardeningLevel></cfg:Auth>"
         f"<cfg:DefaultPorts><cfg:HTTP>{http}</cfg:HTTP><cfg:HTTPS>{https}</cfg:HTTPS>"
         "</cfg:DefaultPorts><cfg:AllowRemoteAccess>true</cfg:AllowRemoteAccess></cfg:Service>"
         "<cfg:Winrs><cfg:AllowRemoteShellAccess>true</cfg:AllowRemoteShellAccess>"
-        f"<cfg:IdleTimeout>{quotas.idle_timeout_ms}</cfg:IdleTimeout>"
-        f"<cfg:MaxConcurrentUsers>{quotas.max_concurrent_users}</cfg:MaxConcurrentUsers>"
-        f"<cfg:MaxProcessesPerShell>{quotas.max_processes_per_shell}</cfg:MaxProcessesPerShell>"
-        f"<cfg:MaxMemoryPerShellMB>{quotas.max_memory_per_shell_mib}</cfg:MaxMemoryPerShellMB>"
-        f"<cfg:MaxShellsPerUser>{quotas.max_shells_per_user}</cfg:MaxShellsPerUser></cfg:Winrs>"
-        "</cfg:Config>"
+        f"{element('IdleTimeout')}{element('MaxConcurrentUsers')}"
+        f"{element('MaxProcessesPerShell')}{element('MaxMemoryPerShellMB')}"
+        f"{element('MaxShellsPerUser')}</cfg:Winrs></cfg:Config>"
     )

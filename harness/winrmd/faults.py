@@ -10,17 +10,20 @@ from typing import Final
 
 TIMED_OUT: Final = 2150858793
 INVALID_SELECTORS: Final = 2150858843
+INVALID_ENUMERATION_CONTEXT: Final = 2150858770
 INVALID_HEADER: Final = 2150858767
 ACTION_NOT_SUPPORTED: Final = 2150858754
 INVALID_RESOURCE_URI: Final = 2150858752
 ENVELOPE_TOO_LARGE: Final = 2150858961  # 0x803380D1
 MAX_SHELLS_PER_USER: Final = 2150859173  # 0x803381A5
 MAX_OPERATIONS_PER_USER: Final = 2150859174  # 0x803381A6
+MAX_SHELL_USERS: Final = 2150859179  # 0x803381AB
 MAX_PROCESSES_PER_SHELL: Final = 2150859241  # 0x803381E9
 INVALID_PARAMETER: Final = 87
 PIPE_CLOSING: Final = 232
 FILE_NOT_FOUND: Final = 2147942402  # 0x80070002
 DIRECTORY_INVALID: Final = 2147942667  # 0x8007010B
+ALREADY_EXISTS: Final = 183
 ACCESS_DENIED: Final = 5
 OPERATION_ABORTED: Final = 995
 
@@ -159,6 +162,27 @@ def too_many_shells(limit: int) -> WsmanFault:
     )
 
 
+def too_many_users(limit: int) -> WsmanFault:
+    """Return the fault of MaxConcurrentUsers."""
+    return WsmanFault(
+        "w:InternalError",
+        MAX_SHELL_USERS,
+        "The WS-Management service cannot process the request. The maximum number of users "
+        f"executing shell operations has been exceeded ({limit}). Retry after sometime or raise "
+        "the quota for concurrent shell users. ",
+    )
+
+
+def already_exists() -> WsmanFault:
+    """Return the fault for a ShellId or CommandId that is taken."""
+    return WsmanFault(
+        "w:AlreadyExists",
+        ALREADY_EXISTS,
+        "Cannot create a file when that file already exists. ",
+        value="s:Sender",
+    )
+
+
 def too_many_operations(limit: int) -> WsmanFault:
     """Return the fault of MaxConcurrentOperationsPerUser."""
     return WsmanFault(
@@ -178,6 +202,16 @@ def too_many_processes(limit: int) -> WsmanFault:
         "The WS-Management service cannot process the request. The maximum number of concurrent "
         f"commands per shell is {limit}, which has been exceeded. Retry your request later or "
         "raise the Maximum Commands per Shell quota. ",
+    )
+
+
+def invalid_enumeration_context() -> WsmanFault:
+    """Return the fault for an enumeration that is over or never was."""
+    return WsmanFault(
+        "n:InvalidEnumerationContext",
+        INVALID_ENUMERATION_CONTEXT,
+        "The WS-Management service cannot process the request because the supplied enumeration "
+        "context is not valid. It might have expired. ",
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from harness.winrmd.faults import WsmanFault
+
 ANY: Final = ""
 
 
@@ -37,7 +39,7 @@ class Strike:
     name: str = ANY
     nth: int = 1
     times: int = 1
-    make_fault: Callable[[], Exception] | None = None
+    make_fault: Callable[[], WsmanFault] | None = None
 
 
 @dataclass(slots=True)
@@ -51,12 +53,15 @@ class Knobs:
     """The knobs of one endpoint; they may be turned while it runs.
 
     `latency_s` is added before every reply. `output_hold_s` is how long output is gathered
-    before it is sent: real WinRM does (recordings show output and `Done` in one reply). Strikes
-    are counted over all connections.
+    before it is sent: real WinRM does (recordings show output and `Done` in one reply).
+    A restart lets replies go out for `shutdown_grace_s`, then the port is closed for
+    `reboot_down_s`. Strikes are counted over all connections.
     """
 
     latency_s: float = 0.0
     output_hold_s: float = 0.0
+    shutdown_grace_s: float = 0.2
+    reboot_down_s: float = 0.3
     _planned: list[_Planned] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _seen: dict[str, int] = field(default_factory=dict)

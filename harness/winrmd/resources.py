@@ -91,6 +91,9 @@ class HostControl(Protocol):
     def restart_service(self, *, after_s: float = 0.0) -> None:
         """Restart the WinRM service alone: as `reboot`, in the same boot."""
 
+    def power_off(self, *, after_s: float = 0.0) -> None:
+        """Switch the host off: as `reboot`, but it stays off."""
+
 
 @dataclass(frozen=True, slots=True)
 class ShellContext:
