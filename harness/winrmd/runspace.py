@@ -46,6 +46,7 @@ from harness.winrmd.psrpvalues import error_record, from_psrp, to_psrp
 # What PowerShell uses itself; a fragment has a 21-byte header and must fit a reply.
 _FRAGMENT: Final = 32 * 1024
 _HEADER: Final = 21
+_STREAM: Final = 128  # what the XML around one fragment takes, in bytes before base64
 # What psrpcore lets out for messages that are none; ElementTree's ParseError is a SyntaxError.
 _NOT_PSRP: Final = (
     PSRPCoreError,
@@ -145,7 +146,7 @@ class RunspaceServer:
     def receive(
         self, pipeline_id: uuid.UUID | None, *, limit: int, wait: Callable[[], float]
     ) -> tuple[list[bytes], bool] | None:
-        """Return fragments of at most `limit` bytes in all (one at least), and whether all is said.
+        """Return fragments that fit `limit` bytes (one at least), and whether all is said.
 
         Waits while `wait()`, the seconds left, is positive; None is a time-out or a closed pool.
         Raises KeyError for a pipeline that is not there.

@@ -169,9 +169,7 @@ def test_closing_the_shell_wakes_who_waits(powershell: Client, machine: Machine)
         powershell.receive(None)
 
 
-def test_every_fragment_has_a_stream_of_its_own(
-    powershell: Client, machine: Machine
-) -> None:
+def test_every_fragment_has_a_stream_of_its_own(powershell: Client, machine: Machine) -> None:
     for index in range(3):
         machine.host.log("System", "p", event_id=index, level=2, message="x" * 50_000)
     shell = powershell.start("Get-WinEvent", {"FilterHashtable": {"LogName": "System"}})
