@@ -94,11 +94,11 @@ class PretendHost:
                 raise UsageError(
                     f"{file} is no state of a pretend host: delete it to start anew ({error})"
                 ) from error
-            host = cls(root.absolute(), state)
+            host = cls(root.resolve(), state)
             # The process that held the host is gone, and with it all that ran: that was a restart.
             host.rebooted(host.boot.next())
             return host
-        host = cls(root.absolute(), initial or fresh("WINRMD"))
+        host = cls(root.resolve(), initial or fresh("WINRMD"))
         (root / "Windows" / "Temp").mkdir(parents=True, exist_ok=True)
         with host.change():
             pass

@@ -174,6 +174,7 @@ class HostState:
     firewall: dict[str, FirewallRule] = field(default_factory=dict)
     defender: Defender = field(default_factory=Defender)
     power_scheme: str = "381b4222-f694-41f0-9685-ff5bb260df2e"  # Balanced
+    power_settings: dict[str, str] = field(default_factory=dict)
     acls: dict[str, Acl] = field(default_factory=dict)
     tasks: dict[str, Task] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -268,5 +269,19 @@ def fresh(computer_name: str) -> HostState:
             "SeServiceLogonRight": ("S-1-5-80-0", VIRTUAL_MACHINES_GROUP),
             "SeBatchLogonRight": (ADMINISTRATORS, "S-1-5-32-551"),
         },
-        event_log_sizes={"System": 20971520, "Application": 20971520},
+        event_log_sizes={
+            "System": 20 << 20,
+            "Application": 20 << 20,
+            **{
+                f"Microsoft-Windows-Hyper-V-{log}": 1 << 20
+                for log in (
+                    "Compute-Admin",
+                    "Compute-Operational",
+                    "VMMS-Admin",
+                    "VMMS-Operational",
+                    "Worker-Admin",
+                    "Worker-Operational",
+                )
+            },
+        },
     )

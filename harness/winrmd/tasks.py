@@ -15,18 +15,20 @@ from __future__ import annotations
 
 import datetime
 import os
-import signal
-import subprocess
-import sys
+import re
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Final
 
-from harness.winrmd.cmdline import split_argv
-from harness.winrmd.host import BadPathError, PretendHost
+from harness.winrmd.cmdbuiltins import TOOLS
+from harness.winrmd.cmdexe import CmdExe, HostSide
+from harness.winrmd.environment import WindowsEnvironment
+from harness.winrmd.host import PretendHost
 from harness.winrmd.hoststate import Task
+from harness.winrmd.processes import Descriptors, Job, JobEndedError
+from harness.winrmd.programs import Program, ProgramTable
 
 HAS_NOT_RUN: Final = 0x41303
 RUNNING: Final = 0x41301
@@ -34,6 +36,7 @@ TERMINATED: Final = 0x41306
 FILE_NOT_FOUND: Final = 0x80070002
 _NAMESPACE: Final = "{http://schemas.microsoft.com/windows/2004/02/mit/task}"
 _SYSTEM: Final = frozenset({"s-1-5-18", "system", "nt authority\\system", "localsystem"})
+_COMMAND: Final = re.compile(r"\s*(?:/[a-bd-z]\S*\s+)*/c\s*", re.IGNORECASE)  # cmd.exe's /c
 _PATIENCE_S: Final = 5.0
 
 
@@ -85,18 +88,28 @@ def task_key(name: str, path: str = "\\") -> str:
     return ("\\" + f"{path}\\{name}".replace("\\\\", "\\").strip("\\")).lower()
 
 
+@dataclass(slots=True)
+class _Run:
+    """One run of a task."""
+
+    job: Job
+    thread: threading.Thread | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
 class TaskScheduler:
-    """Registers, starts and ends the tasks of one host. From any thread.
+    """Registers, starts and ends the tasks of one host. From any thread."""
 
-    `programs` maps a program's name without `.exe` to the argv that runs in its place.
-    """
-
-    def __init__(self, host: PretendHost, programs: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, host: PretendHost) -> None:
         self._host = host
-        self._programs = {name.lower(): argv for name, argv in programs.items()}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._programs = ProgramTable({})
+        self._runs: dict[str, _Run] = {}
         self._lock = threading.RLock()
         host.lives_here(self)
+
+    def use_programs(self, programs: Mapping[str, Program]) -> None:
+        """Let tasks run these beside files of the host; some of them work on this scheduler."""
+        self._programs = ProgramTable(programs)
 
     def register(self, task: Task, *, replace: bool) -> None:
         """Keep a task. Raises TaskError for one that exists, or where a policy forbids it."""
@@ -115,8 +128,7 @@ class TaskScheduler:
     def status(self, task: Task) -> str:
         """Return Ready, Running or Disabled."""
         with self._lock:
-            process = self._processes.get(task_key(task.name, task.path))
-            if process is not None and process.poll() is None:
+            if task_key(task.name, task.path) in self._runs:
                 return "Running"
         return "Ready" if task.enabled else "Disabled"
 
@@ -127,41 +139,26 @@ class TaskScheduler:
         error here: as on Windows its code becomes the task's last result.
         """
         key = task_key(name, path)
-        task = self.find(name, path)
-        if task is None:
-            raise TaskError("The system cannot find the file specified.", FILE_NOT_FOUND)
-        if not task.enabled:
-            raise TaskError("The task is disabled.", 0x80041326)
         with self._lock:
-            if self.status(task) == "Running":
+            task = self.find(name, path)
+            if task is None:
+                raise TaskError("The system cannot find the file specified.", FILE_NOT_FOUND)
+            if not task.enabled:
+                raise TaskError("The task is disabled.", 0x80041326)
+            if key in self._runs:
                 return
-            try:
-                process = self._spawn(task)
-            except (OSError, BadPathError) as error:
-                self._host.log(
-                    "Microsoft-Windows-TaskScheduler/Operational",
-                    "Microsoft-Windows-TaskScheduler",
-                    event_id=203,
-                    level=2,
-                    message=f"Task Scheduler failed to launch {task.command}: {error}",
-                )
-                self._note(key, FILE_NOT_FOUND)
-                return
-            self._processes[key] = process
-        self._note(key, RUNNING)
-        threading.Thread(
-            target=self._wait, args=(key, process), name=f"task {name}", daemon=True
-        ).start()
+            run = self._runs[key] = _Run(Job())
+            self._note(key, RUNNING)
+            run.thread = threading.Thread(
+                target=self._carry_out, args=(key, task, run), name=f"task {name}", daemon=True
+            )
+            run.thread.start()
 
     def end(self, name: str, path: str = "\\") -> None:
-        """Stop a task's processes. Raises TaskError for a task that is missing."""
+        """Stop a task and what it started. Raises TaskError for a task that is missing."""
         if self.find(name, path) is None:
             raise TaskError("The system cannot find the file specified.", FILE_NOT_FOUND)
-        with self._lock:
-            process = self._processes.pop(task_key(name, path), None)
-        if process is not None:
-            _kill(process)
-            self._note(task_key(name, path), TERMINATED)
+        self._end([task_key(name, path)])
 
     def unregister(self, name: str, path: str = "\\") -> None:
         """Forget a task; what it started goes on. Raises TaskError for a task that is missing."""
@@ -179,63 +176,91 @@ class TaskScheduler:
     def close(self) -> None:
         """End every process; may be called again."""
         with self._lock:
-            ending, self._processes = self._processes, {}
-        for key, process in ending.items():
-            running = process.poll() is None
-            _kill(process)
-            if running:
-                self._note(key, TERMINATED)
+            keys = list(self._runs)
+        self._end(keys)
 
-    def _spawn(self, task: Task) -> subprocess.Popen[bytes]:
-        directory = self._host.local_path(task.directory or "C:\\")
-        return subprocess.Popen(
-            [*self._program(task.command), *self._arguments(task.arguments)],
-            cwd=directory,
-            env=self._environment(task),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+    def _end(self, keys: list[str]) -> None:
+        with self._lock:
+            ending = [self._runs[key] for key in keys if key in self._runs]
+        for run in ending:
+            run.job.end()
+        for run in ending:
+            # A task may end itself (its program asks for it): it cannot wait for its own thread.
+            if run.thread is not threading.current_thread():
+                run.ended.wait(_PATIENCE_S)
+
+    def _carry_out(self, key: str, task: Task, run: _Run) -> None:
+        code = FILE_NOT_FOUND
+        try:
+            code = self._execute(task, run.job)
+        finally:
+            if run.job.ending.is_set():
+                code = TERMINATED
+            run.job.end()
+            with self._lock:
+                del self._runs[key]
+                self._note(key, code)
+            run.ended.set()
+
+    def _execute(self, task: Task, job: Job) -> int:
+        state = self._host.read()
+        cmd = CmdExe(
+            host=HostSide(
+                paths=self._host.paths,
+                programs=self._programs,
+                machine=state.computer_name,
+                user=task.user,
+                code_page="utf-8",
+                system_path=os.environ.get("PATH", os.defpath),
+                shutdown=lambda after_s, kind: self._host.restart(after_s=after_s),
+            ),
+            environment=self._environment(task, state.computer_name),
+            directory=self._host.paths.local(task.directory or "C:\\") or self._host.root,
+            job=job,
+        )
+        line = f'"{task.command}" {task.arguments}'.rstrip()
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            io = Descriptors(null, null, null)
+            tool = task.command.lower().rsplit("\\", 1)[-1].removesuffix(".exe")
+            if tool == "cmd" and (match := _COMMAND.match(task.arguments)):
+                return cmd.run_command_line(task.arguments[match.end() :], io)
+            if tool in TOOLS:
+                return cmd.run(line, io)
+            program = cmd.find_program(line)
+            if program is None:
+                self._cannot_launch(task)
+                return FILE_NOT_FOUND
+            return cmd.run_program(program, line, io)
+        except JobEndedError:
+            return TERMINATED
+        finally:
+            os.close(null)
+
+    def _cannot_launch(self, task: Task) -> None:
+        self._host.log(
+            "Microsoft-Windows-TaskScheduler/Operational",
+            "Microsoft-Windows-TaskScheduler",
+            event_id=203,
+            level=2,
+            message=f'Task Scheduler failed to launch action "{task.command}" in "{task.name}".',
         )
 
-    def _program(self, command: str) -> tuple[str, ...]:
-        name = command.replace("\\", "/").rpartition("/")[2].lower().removesuffix(".exe")
-        try:
-            local = self._host.local_path(command)
-        except BadPathError:
-            local = Path()
-        if local.is_file() and not _is_windows_image(local):
-            return (str(local),)
-        in_windows = command.lower().startswith("c:\\windows\\") or "\\" not in command
-        if name in self._programs and (in_windows or local.is_file()):
-            return self._programs[name]
-        raise FileNotFoundError(command)
-
-    def _arguments(self, text: str) -> list[str]:
-        """Return what the local program is given: paths of the host become local ones."""
-        return [self._host.paths.translate(each) for each in split_argv("- " + text)[1:]]
-
-    def _environment(self, task: Task) -> dict[str, str]:
-        name = self._host.read().computer_name
+    def _environment(self, task: Task, computer: str) -> WindowsEnvironment:
         system = task.user == "SYSTEM"
-        return {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "COMPUTERNAME": name,
-            "USERDOMAIN": "WORKGROUP" if system else name,
-            "USERNAME": f"{name}$" if system else task.user.rpartition("\\")[2],
-            "SYSTEMROOT": "C:\\Windows",
-            "SYSTEMDRIVE": "C:",
-            "TEMP": str(self._host.local_path("C:\\Windows\\Temp")),
-            "LCOWLAB_PRETEND_HOST": str(self._host.root),
-        }
-
-    def _wait(self, key: str, process: subprocess.Popen[bytes]) -> None:
-        code = process.wait()
-        with self._lock:
-            if self._processes.get(key) is not process:
-                return  # ended by us: its result is written already
-            del self._processes[key]
-        self._note(key, code & 0xFFFFFFFF)
+        return WindowsEnvironment(
+            {
+                "COMPUTERNAME": computer,
+                "COMSPEC": "C:\\Windows\\system32\\cmd.exe",
+                "LCOWLAB_PRETEND_HOST": str(self._host.root),
+                "PATH": "C:\\Windows\\system32;C:\\Windows",
+                "SystemDrive": "C:",
+                "SystemRoot": "C:\\Windows",
+                "TEMP": "C:\\Windows\\Temp",
+                "USERDOMAIN": "WORKGROUP" if system else computer,
+                "USERNAME": f"{computer}$" if system else task.user.rpartition("\\")[2],
+            }
+        )
 
     def _note(self, key: str, result: int) -> None:
         with self._host.change() as state:
@@ -244,23 +269,6 @@ class TaskScheduler:
                 task.last_result = result
                 if result == RUNNING:
                     task.last_run = datetime.datetime.now(datetime.UTC)
-
-
-def _is_windows_image(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(2) == b"MZ"
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if sys.platform == "win32":
-        process.kill()
-    else:
-        # The task's own session: what it started goes with it, as with a job object.
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            process.poll()
-    process.wait(_PATIENCE_S)
 
 
 def _malformed(why: str) -> TaskError:

@@ -12,11 +12,10 @@ from pypsrp.exceptions import WSManFaultError
 from pypsrp.powershell import PowerShell, RunspacePool
 from pypsrp.wsman import NAMESPACES, OptionSet, SelectorSet, WSMan
 
-from harness.winrmd.cim import CimHandler
 from harness.winrmd.cmdlets import Machine
 from harness.winrmd.config import EndpointConfig
 from harness.winrmd.knobs import Knobs
-from harness.winrmd.psrp import PsrpHandler
+from harness.winrmd.pretendmachine import PretendMachine
 from harness.winrmd.server import WinRmServer
 
 PASSWORD = "correct horse battery"
@@ -28,13 +27,14 @@ Connect = Callable[[], WSMan]
 
 
 @pytest.fixture
-def server(machine: Machine) -> Iterator[WinRmServer]:
+def server(pretend: PretendMachine) -> Iterator[WinRmServer]:
     config = EndpointConfig(
         users={"lab": PASSWORD},
-        root=machine.host.root,
+        root=pretend.host.root,
+        programs=pretend.programs,
         knobs=Knobs(reboot_down_s=0.1, shutdown_grace_s=0.05),
     )
-    with WinRmServer(config, resources=[PsrpHandler(machine), CimHandler(machine)]) as running:
+    with WinRmServer(config, resources=pretend.resources) as running:
         yield running
 
 
@@ -95,7 +95,7 @@ def test_a_runspace_pool_runs_our_commands(connect: Connect) -> None:
         assert feature.output[0].adapted_properties["State"] == "Disabled"
         failed = invoke(pool, "Get-Service", {"Name": ["nothing"]})
         assert failed.had_errors
-        assert "NoServiceFoundForGivenName" in failed.streams.error[0].fq_error
+        assert str(failed.streams.error[0].fq_error).startswith("NoServiceFoundForGivenName,")
         script = PowerShell(pool)
         script.add_script("$ExecutionContext.SessionState.LanguageMode")
         assert script.invoke() == ["ConstrainedLanguage"]
@@ -150,7 +150,7 @@ def test_features_are_there_after_a_reboot_and_shells_are_not(
     assert boot_time(connect()) > before
     # The old pool's shell ended with the old boot, whoever asks.
     selectors = SelectorSet()
-    selectors.add_option("ShellId", pool.shell.id)
+    selectors.add_option("ShellId", str(pool.shell.id))
     with pytest.raises(WSManFaultError) as gone:
         connect().delete(pool.shell.resource_uri, selector_set=selectors)
     assert gone.value.code == 2150858843
