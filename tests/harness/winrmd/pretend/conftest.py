@@ -10,7 +10,7 @@ import pytest
 from harness.winrmd.cmdlets import Machine
 from harness.winrmd.pretendmachine import PretendMachine, open_machine
 from harness.winrmd.psrp import PsrpHandler
-from tests.harness.winrmd.psrp_client import Client
+from tests.harness.winrmd.pretend.psrp_client import Client
 
 
 @pytest.fixture
