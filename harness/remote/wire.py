@@ -17,7 +17,7 @@ A wire that failed is dead: its owner makes a new one. Only one thread may use i
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -120,6 +120,7 @@ class _BoundedWSMan(WSMan):
     """pypsrp's WSMan with the deadline of the request under way, and no Receive sent twice."""
 
     deadline: Deadline | None = None
+    host: str = ""
 
     def invoke(
         self,
@@ -133,6 +134,8 @@ class _BoundedWSMan(WSMan):
         retries_on_read_timeout: int = 0,
     ) -> ET.Element:
         if self.deadline is not None:
+            if self.deadline.passed:  # between the requests of one call: nothing is under way
+                raise RemoteTimeoutError("no time left", host=self.host, maybe_ran=True)
             remaining = max(self.deadline.remaining_s, _MIN_OPERATION_S)
             operation = min(_MAX_OPERATION_S, max(_MIN_OPERATION_S, remaining * 0.8))
             answer = min(max(remaining, _MIN_OPERATION_S * 2), operation + _ANSWER_GRACE_S)
@@ -163,6 +166,7 @@ class Wire:
             encryption="auto",
             no_proxy=True,
         )
+        self.wsman.host = endpoint.name
         self._seals = not tls
         self.wsman.transport.session = self._session()
 
@@ -232,20 +236,3 @@ class Wire:
 def _code(error: Exception) -> int | None:
     code: object = getattr(error, "code", None)
     return code if isinstance(code, int) else None
-
-
-def config_values(body: ET.Element) -> Mapping[str, str]:
-    """Return the leaves of a WSMan body as `Outer/Inner` → text, namespaces left out."""
-    values: dict[str, str] = {}
-
-    def walk(element: ET.Element, path: str) -> None:
-        for child in element:
-            name = child.tag.rpartition("}")[2]
-            here = f"{path}/{name}" if path else name
-            if len(child):
-                walk(child, here)
-            else:
-                values[here] = (child.text or "").strip()
-
-    walk(body, "")
-    return values
