@@ -1,7 +1,8 @@
 """One file, offered for one transfer over HTTPS to one host that knows a random path.
 
-The path is the permission: 256 bits, gone from the world when the context is left. A transfer
-that broke off goes on with a Range; that is why it is not gone with the first request. Any other request is answered 404 and told to nobody.
+The path is the permission: 256 bits, gone from the world when the context is left (not with the
+first request: a transfer that broke off goes on with a Range). Any other request is answered 404
+and told to nobody.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _REPORT_S = 0.5
 
 
 def main(parameters: dict[str, Any], source: IO[bytes], report: IO[bytes]) -> None:
-    """Append what is missing of `size` bytes to `part`; report `have` now and then, and at last.
+    """Append what is missing of `size` bytes to `part`; report `have` as it grows.
 
     The server is `address`:`port` with a certificate of the authority `ca` (PEM) and no other;
     no proxy is asked. Reports `error` instead when the transfer broke off.
@@ -38,6 +38,7 @@ def _fetch(parameters: dict[str, Any], report: IO[bytes]) -> None:
             part.truncate(0)
             part.seek(0)
         have = part.tell()
+        _tell(report, have=have)
         if have < size:
             connection = http.client.HTTPSConnection(
                 parameters["address"],

@@ -62,7 +62,7 @@ def test_a_process_is_written_to_while_it_is_read(local: Transport) -> None:
 
 
 def test_a_script_has_its_parameters_and_what_follows_on_standard_input(local: Transport) -> None:
-    source = "OUTPUT.write(PARAMETERS['name'].encode() + b':' + INPUT.read())"
+    source = "def main(values, a, b): b.write(values['name'].encode() + b':' + a.read())"
     stdin = script_input(source, {"name": "h\u00e9llo\n\"'%"}) + b"\x00\r\n\xff"
     done = local.run(python_argv(sys.executable), deadline=Deadline.after(SOON), stdin=stdin)
     assert done.stdout == "h\u00e9llo\n\"'%:".encode() + b"\x00\r\n\xff", done.stderr
