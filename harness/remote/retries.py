@@ -107,9 +107,8 @@ def call_with_retries(
 
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda e: is_retriable(e, idempotent=idempotent)),
-        wait=tenacity.wait_exponential_jitter(
-            initial=policy.first_wait_s, max=policy.longest_wait_s, jitter=policy.jitter_s
-        ),
+        wait=tenacity.wait_exponential(multiplier=policy.first_wait_s, max=policy.longest_wait_s)
+        + tenacity.wait_random(0, policy.jitter_s),
         stop=tenacity.stop_after_attempt(policy.attempts) | _DeadlineNear(deadline),
         before_sleep=note,
         retry_error_callback=give_up,
