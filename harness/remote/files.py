@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from harness.errors import ConnectionLostError, TransferError, UsageError
@@ -92,13 +92,13 @@ class HostFiles:
                 self._ask(
                     "store",
                     {
-                        "entry": str(self._cache("sha256", sha256[:2], sha256)),
+                        "entry": f"cache/sha256/{sha256[:2]}/{sha256}",
                         "sha256": sha256,
                         "size": size,
                         "parts": parts,
                         "first_size": first_size,
-                        "destination": destination,
                     },
+                    {"root": self.root} | ({"destination": destination} if destination else {}),
                     deadline,
                 )["state"]
             )
@@ -106,7 +106,7 @@ class HostFiles:
         if store((), 0) == "stored":
             return Transfer(sha256, size, "cache", 0, time.monotonic() - began)
         way: Way = "pull"
-        part = str(self._cache("partial", f"{sha256}.whole"))
+        part = f"cache/partial/{sha256}.whole"
         moved = self._pull(source, part, size=size, deadline=deadline, progress=progress)
         parts: tuple[str, ...] = (part,)
         first_size = size
@@ -114,8 +114,7 @@ class HostFiles:
             way = "streams"
             segments = divide(size, self.streams)
             parts = tuple(
-                str(self._cache("partial", f"{sha256}.{each.index}of{len(segments)}"))
-                for each in segments
+                f"cache/partial/{sha256}.{each.index}of{len(segments)}" for each in segments
             )
             first_size = segments[0].length
             moved = self._copier().upload(
@@ -144,7 +143,7 @@ class HostFiles:
         Raises TransferError where there is no such file or it changed meanwhile; RemoteError.
         """
         began = time.monotonic()
-        facts = self._ask("describe", {"path": source}, deadline)
+        facts = self._ask("describe", {}, {"path": source}, deadline)
         if facts["size"] is None:
             raise TransferError(f"there is no file {source}", host=self.transport.host)
         size, sha256 = int(facts["size"]), str(facts["sha256"])
@@ -215,10 +214,11 @@ class HostFiles:
         self, script: str, parameters: dict[str, Any], deadline: Deadline
     ) -> Iterator[dict[str, Any]]:
         """Yield the reports of a script as they come; a lost connection ends them."""
+        argv = python_argv(self.python, {"root": self.root})
         try:
             with (
                 self.transport.open_shell(deadline=deadline) as shell,
-                talking(self.transport, shell, self.python, deadline) as talk,
+                talking(self.transport, shell, argv, deadline) as talk,
             ):
                 talk.begin(script, parameters)
                 talk.end_input()
@@ -226,10 +226,12 @@ class HostFiles:
         except ConnectionLostError as error:
             self.attempts.record(Attempt(f"{self.transport.host}: {script}", 1, error, wait_s=None))
 
-    def _ask(self, script: str, parameters: dict[str, Any], deadline: Deadline) -> dict[str, Any]:
+    def _ask(
+        self, script: str, parameters: dict[str, Any], paths: dict[str, str], deadline: Deadline
+    ) -> dict[str, Any]:
         """Return the one report of a script that may run twice."""
         done = self.transport.run(
-            python_argv(self.python),
+            python_argv(self.python, paths),
             stdin=script_input(load_script(script), parameters),
             deadline=deadline,
             idempotent=True,
@@ -244,15 +246,11 @@ class HostFiles:
         values: dict[str, Any] = json.loads(done.stdout)
         return values
 
-    def _cache(self, *names: str) -> PurePath:
-        windows = "\\" in self.root or ":" in self.root
-        root = PureWindowsPath(self.root) if windows else PurePosixPath(self.root)
-        return root.joinpath("cache", *names)
-
     def _copier(self) -> StreamCopier:
         return StreamCopier(
             self.transport,
             self.python,
+            self.root,
             streams=self.streams,
             text=self.text,
             policy=self.policy,

@@ -26,16 +26,22 @@ if os.name == "nt":
     msvcrt.setmode(0, os.O_BINARY)
     msvcrt.setmode(1, os.O_BINARY)
 _read = sys.stdin.buffer
-main(json.loads(_read.read(int(_read.readline()))), _read, sys.stdout.buffer)
+_parameters = json.loads(_read.read(int(_read.readline())))
+_parameters.update(each.split("=", 1) for each in sys.argv[1:])
+main(_parameters, _read, sys.stdout.buffer)
 """
 
 
-def python_argv(python: str) -> tuple[str, ...]:
+def python_argv(python: str, paths: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the argv that runs what `script_input` gives it.
+
+    `paths` are parameters as well: paths of the host stay visible in the argv, where a pretend
+    host finds them and knows what they mean on its disk.
 
     Isolated (-I): no user site, no PYTHON* variables; UTF-8 whatever the code page; unbuffered.
     """
-    return (python, "-I", "-u", "-X", "utf8", "-c", BOOTSTRAP)
+    named = (f"{name}={path}" for name, path in (paths or {}).items())
+    return (python, "-I", "-u", "-X", "utf8", "-c", BOOTSTRAP, *named)
 
 
 def load_script(name: str) -> str:

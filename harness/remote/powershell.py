@@ -23,7 +23,6 @@ Value = bool | int | str | bytes | tuple[str, ...] | Mapping[str, str | int | tu
 
 # PowerShell takes each of these for an apostrophe (its CharTraits.IsSingleQuote).
 _APOSTROPHES: Final = re.compile("(['\u2018\u2019\u201a\u201b])")
-_INT32: Final = 1 << 31
 
 
 def quote(text: str) -> str:
@@ -117,9 +116,8 @@ def _literal(value: Value) -> str:
     if isinstance(value, str):
         return quote(value)
     if isinstance(value, int):
-        # A bare -5 would be looked up as a parameter named 5; beyond 32 bits the suffix says so.
-        digits = str(value) if -_INT32 <= value < _INT32 else f"{value}L"
-        return f"({digits})" if value < 0 else digits
+        # A bare -5 would be looked up as a parameter named 5.
+        return f"({value})" if value < 0 else str(value)
     if isinstance(value, bytes):
         return f"([byte[]]({','.join(map(str, value))}))" if value else "([byte[]]@())"
     if isinstance(value, tuple):

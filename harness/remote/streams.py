@@ -157,9 +157,11 @@ class Talk:
 
 
 @contextmanager
-def talking(transport: Transport, shell: Shell, python: str, deadline: Deadline) -> Iterator[Talk]:
-    """Give a conversation with a Python on the host; it is ended with the context."""
-    process = shell.start(python_argv(python), deadline=deadline)
+def talking(
+    transport: Transport, shell: Shell, argv: Sequence[str], deadline: Deadline
+) -> Iterator[Talk]:
+    """Give a conversation with a script on the host; it is ended with the context."""
+    process = shell.start(argv, deadline=deadline)
     try:
         yield Talk(transport.host, process, deadline)
     finally:
@@ -172,6 +174,7 @@ class StreamCopier:
 
     transport: Transport
     python: str
+    root: str
     streams: int
     text: bool
     policy: RetryPolicy
@@ -185,23 +188,24 @@ class StreamCopier:
         deadline: Deadline,
         progress: Progress | None = None,
     ) -> int:
-        """Send each segment of `source` into its file on the host; return the bytes read for it.
+        """Send each segment of `source` into its file below `root`; return how much was missing.
 
         Raises RemoteError; what arrived stays for the next attempt.
         """
         tally = _Tally(sum(segment.length for segment, _ in parts), progress)
-        paths = {segment.index: path for segment, path in parts}
+        names = {segment.index: name for segment, name in parts}
+        argv = python_argv(self.python, {"root": self.root})
         level = worthwhile_level(source)
         read: list[int] = []
 
         def work(shell: Shell, segment: Segment) -> None:
             with (
                 source.open("rb") as file,
-                talking(self.transport, shell, self.python, deadline) as talk,
+                talking(self.transport, shell, argv, deadline) as talk,
             ):
                 talk.begin(
                     "receive",
-                    {"path": paths[segment.index], "size": segment.length, "text": self.text},
+                    {"part": names[segment.index], "size": segment.length, "text": self.text},
                 )
                 have = int(talk.report()["have"])
                 for block, done in _compressed(file, segment, have, level):
@@ -235,19 +239,19 @@ class StreamCopier:
         """
         tally = _Tally(sum(segment.length for segment in segments), progress)
         came = dict.fromkeys(segments, 0)
+        argv = python_argv(self.python, {"path": path})
         with target.open("wb") as whole:
             whole.truncate(sum(segment.length for segment in segments))
 
         def work(shell: Shell, segment: Segment) -> None:
             with (
                 target.open("r+b") as file,
-                talking(self.transport, shell, self.python, deadline) as talk,
+                talking(self.transport, shell, argv, deadline) as talk,
             ):
                 file.seek(segment.start + came[segment])
                 talk.begin(
                     "send",
                     {
-                        "path": path,
                         "offset": segment.start + came[segment],
                         "length": segment.length - came[segment],
                         "text": self.text,

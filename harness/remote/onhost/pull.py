@@ -15,25 +15,26 @@ _REPORT_S = 0.5
 
 
 def main(parameters: dict[str, Any], source: IO[bytes], report: IO[bytes]) -> None:
-    """Append what is missing of `size` bytes to `part`; report `have` as it grows.
+    """Append what is missing of `size` bytes to `part` below `root`; report `have` as it grows.
 
     The server is `address`:`port` with a certificate of the authority `ca` (PEM) and no other;
     no proxy is asked. Reports `error` instead when the transfer broke off.
     """
     del source
-    pathlib.Path(parameters["part"]).parent.mkdir(parents=True, exist_ok=True)
+    part = pathlib.Path(parameters["root"], parameters["part"])
+    part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _fetch(parameters, report)
+        _fetch(part, parameters, report)
     except (OSError, http.client.HTTPException) as error:
         _tell(report, error=f"{type(error).__name__}: {error}")
 
 
-def _fetch(parameters: dict[str, Any], report: IO[bytes]) -> None:
+def _fetch(path: pathlib.Path, parameters: dict[str, Any], report: IO[bytes]) -> None:
     size = parameters["size"]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(cadata=parameters["ca"])
-    with open(parameters["part"], "ab") as part:
+    with path.open("ab") as part:
         if part.tell() > size:
             part.truncate(0)
             part.seek(0)

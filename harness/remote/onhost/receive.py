@@ -12,11 +12,11 @@ from typing import IO, Any
 
 
 def main(parameters: dict[str, Any], source: IO[bytes], report: IO[bytes]) -> None:
-    """Append a zlib stream to `path`; report `have` first, then again with `complete`.
+    """Append a zlib stream to `part` below `root`; report `have` first, then again with `complete`.
 
     `size` is that of the whole part; `text` says that the stream comes as lines of base64.
     """
-    path = pathlib.Path(parameters["path"])
+    path = pathlib.Path(parameters["root"], parameters["part"])
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as part:
         if part.tell() > parameters["size"]:

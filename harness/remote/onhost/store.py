@@ -15,19 +15,20 @@ _CHUNK = 1 << 20
 def main(parameters: dict[str, Any], source: IO[bytes], report: IO[bytes]) -> None:
     """Report `state`: stored, missing or damaged, for the content of that `sha256` and `size`.
 
-    `parts`, when given, are joined into the entry first and removed. A damaged entry is removed:
-    what is reported as stored was read back and has that hash. With `destination` the content is
-    put there by an atomic replacement.
+    `entry` and `parts` are below `root`. `parts`, when given, are joined into the entry first and
+    removed. A damaged entry is removed: what is reported as stored was read back and has that
+    hash. With `destination` the content is put there by an atomic replacement.
     """
     del source
-    entry = pathlib.Path(parameters["entry"])
-    parts = [pathlib.Path(part) for part in parameters["parts"]]
+    root = pathlib.Path(parameters["root"])
+    entry = root / parameters["entry"]
+    parts = [root / part for part in parameters["parts"]]
     if parts and not entry.exists():
         _join(parts, entry, parameters["first_size"])
     for part in parts:
         part.unlink(missing_ok=True)
     state = _check(entry, parameters["sha256"], parameters["size"])
-    if state == "stored" and parameters["destination"]:
+    if state == "stored" and parameters.get("destination"):
         _place(entry, pathlib.Path(parameters["destination"]))
     report.write(json.dumps({"state": state}).encode() + b"\n")
     report.flush()
