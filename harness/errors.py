@@ -99,7 +99,8 @@ class RemoteError(InfrastructureError):
     """A Windows host did not do what was asked.
 
     `host` is its name; `code` the WSMan fault or HTTP status, where there was one; `maybe_ran`
-    says that the request may have been carried out all the same.
+    says that the request may have been carried out all the same, `given_up` that it was repeated
+    as often as the policy allows.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class RemoteError(InfrastructureError):
         self.host = host
         self.code = code
         self.maybe_ran = maybe_ran
+        self.given_up = False
 
 
 class AuthError(RemoteError):

@@ -50,6 +50,10 @@ class Secret:
         """Return the text; keep it in no attribute and no message."""
         return self.__text
 
+    def fits_latin1(self) -> bool:
+        """Whether HTTP's Basic can carry it; a failing encoder would show it in its error."""
+        return all(ord(character) < 256 for character in self.__text)
+
     def __repr__(self) -> str:
         return f"Secret({_SHOWN!r})"
 

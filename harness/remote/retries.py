@@ -13,7 +13,13 @@ from typing import Final, TypeVar
 
 import tenacity
 
-from harness.errors import ConnectionLostError, QuotaError, RemoteTimeoutError, ShellGoneError
+from harness.errors import (
+    ConnectionLostError,
+    QuotaError,
+    RemoteError,
+    RemoteTimeoutError,
+    ShellGoneError,
+)
 from harness.remote.deadline import Deadline
 
 T = TypeVar("T")
@@ -62,6 +68,8 @@ def is_retriable(error: BaseException, *, idempotent: bool) -> bool:
     A quota is refused before anything runs. A lost connection, a silent host and a vanished shell
     leave open what happened, unless the error knows that the request never arrived.
     """
+    if isinstance(error, RemoteError) and error.given_up:
+        return False
     if isinstance(error, QuotaError):
         return True
     if isinstance(error, ConnectionLostError | RemoteTimeoutError | ShellGoneError):
@@ -90,19 +98,32 @@ def call_with_retries(
 ) -> T:
     """Return what `function` returns, called until it does or may not be called again.
 
-    Raises the error of the last call.
+    Raises the error of the last call; it is `given_up` when it was tried as often as allowed, so
+    that a call around this one does not begin all over again.
     """
+    failed: list[Exception] = []
+
+    def bounded() -> T:
+        try:
+            return function()
+        except RemoteTimeoutError as error:
+            if failed and deadline.passed and not error.maybe_ran:
+                raise failed[-1] from None  # says more than that the time is up
+            raise
 
     def note(state: tenacity.RetryCallState) -> None:
         assert state.outcome is not None
         error = state.outcome.exception()
         assert isinstance(error, Exception)
+        failed.append(error)
         wait = state.next_action.sleep if state.next_action is not None else None
         attempts.record(Attempt(what, state.attempt_number, error, wait))
 
     def give_up(state: tenacity.RetryCallState) -> T:
         assert state.outcome is not None
         note(state)
+        if isinstance(failed[-1], RemoteError):
+            failed[-1].given_up = True
         return state.outcome.result()  # type: ignore[no-any-return] # raises the last error
 
     retrying = tenacity.Retrying(
@@ -113,4 +134,4 @@ def call_with_retries(
         before_sleep=note,
         retry_error_callback=give_up,
     )
-    return retrying(function)
+    return retrying(bounded)

@@ -60,6 +60,8 @@ class Endpoint:
     def __post_init__(self) -> None:
         if self.tls == "off" and self.auth == "basic":
             raise UsageError(f"{self.name}: basic over plain HTTP shows the password")
+        if self.auth == "basic" and not self.password.fits_latin1():
+            raise UsageError(f"{self.name}: basic carries no such password: take ntlm or negotiate")
         if self.tls not in ("off", "verify") and not self.tls.startswith(_PIN):
             raise UsageError(f"{self.name}: tls is verify, off or {_PIN}HEX, not {self.tls!r}")
 
@@ -70,11 +72,18 @@ class _Gate:
     def __init__(self) -> None:
         self.shut = False
         self.refused = False
+        self._passed: list[HTTPConnection] = []
 
-    def enter(self) -> None:
+    def enter(self, connection: HTTPConnection) -> None:
         if self.shut:
             self.refused = True
             raise ConnectionResetError("the sealed connection was closed by the host")
+        self._passed.append(connection)
+
+    def close(self) -> None:
+        """Close what passed: requests forgets a connection whose answer was not read."""
+        for connection in self._passed:
+            connection.close()
 
 
 class _Adapter(HTTPAdapter):
@@ -99,12 +108,12 @@ class _Adapter(HTTPAdapter):
 
         class PlainConnection(HTTPConnection):
             def connect(self) -> None:
-                gate.enter()
+                gate.enter(self)
                 super().connect()
 
         class TlsConnection(HTTPSConnection):
             def connect(self) -> None:
-                gate.enter()
+                gate.enter(self)
                 super().connect()
 
         class PlainPool(HTTPConnectionPool):
@@ -231,6 +240,7 @@ class Wire:
         """End the connection; may be repeated, never raises."""
         self.dead = True
         self.wsman.close()
+        self._gate.close()
 
 
 def _code(error: Exception) -> int | None:
