@@ -16,6 +16,8 @@ from harness.remote.winrm import WinRM
 from harness.remote.wire import Endpoint
 from harness.winrmd.certificates import fingerprint, make_certificate
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig, Quotas, TlsFiles
+from harness.winrmd.knobs import Knobs
+from harness.winrmd.pretendmachine import PretendMachine
 from harness.winrmd.server import WinRmServer
 
 USER = "labadmin"
@@ -55,6 +57,7 @@ def pretend_host(
     *,
     tls: TlsFiles | None = None,
     quotas: Quotas | None = None,
+    machine: PretendMachine | None = None,
     auth: tuple[AuthScheme, ...] = (AuthScheme.NEGOTIATE, AuthScheme.NTLM, AuthScheme.BASIC),
 ) -> Iterator[PretendHost]:
     root = folder / "disk"
@@ -65,9 +68,11 @@ def pretend_host(
         auth=auth,
         tls=tls,
         quotas=quotas or Quotas(),
+        programs=machine.programs if machine else {},
+        knobs=Knobs(reboot_down_s=0.3, shutdown_grace_s=0.05),
         channel_bindings=ChannelBindings.STRICT,
     )
-    with WinRmServer(config) as server:
+    with WinRmServer(config, resources=machine.resources if machine else ()) as server:
         pin = f"pin:sha256:{fingerprint(tls.certificate)}" if tls else "off"
         yield PretendHost(server, root, pin)
 
