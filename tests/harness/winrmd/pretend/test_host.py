@@ -38,6 +38,9 @@ class Endpoint:
     def restart_service(self, *, after_s: float = 0.0) -> None:
         self.restarts.append(f"service {after_s}")
 
+    def power_off(self, *, after_s: float = 0.0) -> None:
+        self.restarts.append(f"off {after_s}")
+
 
 @pytest.fixture
 def host(tmp_path: Path) -> PretendHost:
