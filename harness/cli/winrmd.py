@@ -14,6 +14,8 @@ import typer
 from harness.errors import UsageError
 from harness.winrmd.certificates import fingerprint, make_certificate
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig
+from harness.winrmd.hoststate import fresh
+from harness.winrmd.pretendmachine import open_machine
 from harness.winrmd.server import WinRmServer
 
 
@@ -53,6 +55,7 @@ def winrmd(
         if tls:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lcowlab-winrmd-"))
             files = make_certificate([*dict.fromkeys([address, "localhost"])], Path(folder))
+        pretend = stack.enter_context(open_machine(root, initial=fresh(machine)))
         config = EndpointConfig(
             users=_users(user, password_env),
             root=root,
@@ -64,8 +67,9 @@ def winrmd(
             allow_unencrypted=allow_unencrypted,
             channel_bindings=channel_bindings,
             beyond_loopback=beyond_loopback,
+            programs=pretend.programs,
         )
-        server = stack.enter_context(WinRmServer(config))
+        server = stack.enter_context(WinRmServer(config, resources=pretend.resources))
         if files is not None:
             typer.echo(f"certificate {files.certificate}")
             typer.echo(f"sha256 {fingerprint(files.certificate)}")

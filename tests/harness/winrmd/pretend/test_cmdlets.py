@@ -214,6 +214,7 @@ def test_the_registry_refuses_what_is_missing_or_does_not_fit(machine: Machine) 
         wrong = {"LiteralPath": [UPDATE_SETTINGS], "Name": "x", "Value": bad, "Type": type_}
         assert refused(machine, "Set-ItemProperty", wrong) == "System.ArgumentException"
     run(machine, "New-Item", {"Path": [nothing]})
+    assert run(machine, "Get-ItemProperty", {"LiteralPath": [nothing]}) == []
     assert refused(machine, "New-Item", {"Path": [nothing]}) == "System.IO.IOException"
     assert run(machine, "Set-ItemProperty", value) == []
 

@@ -191,9 +191,9 @@ def test_a_protected_folder_passes_only_its_own_entries_on(host: PretendHost) ->
     entry = Ace(SYSTEM, FULL, object_inherit=True, container_inherit=True)
     with host.change() as state:
         state.acls["c:\\lab"] = Acl(ADMINISTRATORS, (entry,), protected=True)
-    assert host.acl("c:/LAB").sddl == "O:BAD:P(A;OICI;FA;;;SY)"
-    assert host.acl("C:\\lab\\deep").sddl == "O:BAD:AI(A;OICIID;FA;;;SY)"
-    assert host.acl("C:\\lab\\deep\\file").sddl == "O:BAD:AI(A;ID;FA;;;SY)"
+    assert host.acl("c:/LAB").sddl == "O:BAG:SYD:P(A;OICI;FA;;;SY)"
+    assert host.acl("C:\\lab\\deep").sddl == "O:BAG:SYD:AI(A;OICIID;FA;;;SY)"
+    assert host.acl("C:\\lab\\deep\\file").sddl == "O:BAG:SYD:AI(A;ID;FA;;;SY)"
     host.forget_acls("C:\\Lab")
     assert host.read().acls == {}
 

@@ -29,7 +29,7 @@ def test_icacls_protects_a_folder(machine: Machine, lab: Path) -> None:
     done = run(machine, "icacls", "c:\\LAB", "/inheritance:r", *grants)
     assert done.code == 0
     assert "Successfully processed 1 files; Failed processing 0 files" in done.out
-    expected = "O:BAD:P(A;OICI;FA;;;BA)(A;OICI;FA;;;SY)"
+    expected = "O:BAG:SYD:P(A;OICI;FA;;;BA)(A;OICI;FA;;;SY)"
     assert machine.host.acl("C:\\lab").sddl == expected
     run(machine, "icacls", "C:\\lab", "/inheritance:r", *grants)
     # The second time changes the order at most, never the entries.
