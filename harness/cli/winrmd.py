@@ -12,9 +12,7 @@ from typing import Annotated
 import typer
 
 from harness.errors import UsageError
-from harness.winrmd.certificates import fingerprint, make_certificate
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig
-from harness.winrmd.server import WinRmServer
 
 
 def winrmd(
@@ -47,6 +45,10 @@ def winrmd(
 
     Whoever has the password runs programs as you: it never listens beyond loopback unasked.
     """
+    # Here, because no other verb needs cryptography and NTLM, which take long to import.
+    from harness.winrmd.certificates import fingerprint, make_certificate
+    from harness.winrmd.server import WinRmServer
+
     address, port = _listen_address(listen)
     with contextlib.ExitStack() as stack:
         files = None
