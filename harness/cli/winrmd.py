@@ -12,11 +12,8 @@ from typing import Annotated
 import typer
 
 from harness.errors import UsageError
-from harness.winrmd.certificates import fingerprint, make_certificate
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig
 from harness.winrmd.hoststate import fresh
-from harness.winrmd.pretendmachine import open_machine
-from harness.winrmd.server import WinRmServer
 
 
 def winrmd(
@@ -49,7 +46,13 @@ def winrmd(
 
     Whoever has the password runs programs as you: it never listens beyond loopback unasked.
     """
+    # Here, because no other verb needs cryptography and NTLM, which take long to import.
+    from harness.winrmd.certificates import fingerprint, make_certificate
+    from harness.winrmd.pretendmachine import open_machine
+    from harness.winrmd.server import WinRmServer
+
     address, port = _listen_address(listen)
+    users, schemes = _users(user, password_env), _schemes(auth)
     with contextlib.ExitStack() as stack:
         files = None
         if tls:
@@ -57,12 +60,12 @@ def winrmd(
             files = make_certificate([*dict.fromkeys([address, "localhost"])], Path(folder))
         pretend = stack.enter_context(open_machine(root, initial=fresh(machine)))
         config = EndpointConfig(
-            users=_users(user, password_env),
+            users=users,
             root=root,
             address=address,
             port=port,
             machine=machine,
-            auth=_schemes(auth),
+            auth=schemes,
             tls=files,
             allow_unencrypted=allow_unencrypted,
             channel_bindings=channel_bindings,

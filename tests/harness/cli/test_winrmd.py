@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.app import app
 from harness.cli.exit_codes import ExitCode
+from harness.errors import UsageError
 from tests.harness.winrmd.clients import run
 
 _LCOWLAB = [sys.executable, "-c", "from harness.cli import main; main()", "winrmd"]
@@ -54,8 +56,8 @@ def test_it_says_when_it_is_ready_and_serves_until_it_is_ended(tmp_path: Path) -
                 username="joe",
                 password="secret word",
                 auth="ntlm",
-                cert_validation=certificate[1],
-                no_proxy=True,  # type: ignore[arg-type]
+                cert_validation=certificate[1],  # type: ignore[arg-type]
+                no_proxy=True,
             ) as client,
             WinRS(client) as opened,
         ):
@@ -73,25 +75,18 @@ def test_it_says_when_it_is_ready_and_serves_until_it_is_ended(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--user", "joe", "--password-env", "EMPTY_WORD"], "holds no password"),
-        (["--user", "joe"], "--password-env"),
-        (["--user", "a", "--user", "b", "--password-env", "PATH"], "one --password-env for each"),
-        (
-            ["--user", "joe", "--password-env", "PATH", "--listen", "0.0.0.0:0"],
-            "not a loopback address",
-        ),
-        (["--user", "joe", "--password-env", "PATH", "--listen", "nowhere"], "ADDRESS:PORT"),
-        (["--user", "joe", "--password-env", "PATH", "--auth", "none"], "known are basic"),
+        (["--password-env", "EMPTY_WORD"], "holds no password"),
+        (["--user", "b", "--password-env", "PATH"], "one --password-env for each"),
+        (["--password-env", "PATH", "--listen", "0.0.0.0:0"], "not a loopback address"),
+        (["--password-env", "PATH", "--listen", "nowhere"], "ADDRESS:PORT"),
+        (["--password-env", "PATH", "--auth", "none"], "known are basic"),
+        (["--password-env", "PATH", "--root", "/nowhere/at/all"], "is no folder"),
     ],
 )
-def test_what_must_not_start_says_why(tmp_path: Path, arguments: list[str], says: str) -> None:
-    done = subprocess.run(
-        [*_LCOWLAB, "--root", str(tmp_path), *arguments],
-        env={**os.environ, "EMPTY_WORD": ""},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == ExitCode.USAGE
-    assert says in done.stderr
+def test_what_must_not_start_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    monkeypatch.setenv("EMPTY_WORD", "")
+    given = ["winrmd", "--user", "joe", "--root", str(tmp_path), "--listen", "127.0.0.1:0"]
+    with pytest.raises(UsageError, match=says):
+        app([*given, *arguments], standalone_mode=False)

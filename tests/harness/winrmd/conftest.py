@@ -29,7 +29,9 @@ def make_endpoint(tmp_path: Path) -> Iterator[MakeEndpoint]:
             root = tmp_path / f"host{made}"
             root.mkdir()
             settings.setdefault("users", {USER: PASSWORD})
-            return stack.enter_context(WinRmServer(EndpointConfig(root=root, **settings)))
+            resources = settings.pop("resources", ())
+            config = EndpointConfig(root=root, **settings)
+            return stack.enter_context(WinRmServer(config, resources=resources))
 
         yield make
 

@@ -166,10 +166,10 @@ def test_an_envelope_that_is_too_large_gets_413(make_endpoint: MakeEndpoint) -> 
 def test_an_idle_shell_goes_away(make_endpoint: MakeEndpoint) -> None:
     server = make_endpoint()
     with wsman(server) as client:
-        opened = WinRS(client, idle_time_out=1)
+        opened = WinRS(client, idle_time_out=0.5)  # type: ignore[arg-type]
         opened.open()
-        assert run(opened, 'python -c "import time; time.sleep(1.3)"').rc == 0
-        time.sleep(1.6)
+        assert run(opened, 'python -c "import time; time.sleep(.8)"').rc == 0
+        time.sleep(0.9)
         with pytest.raises(WSManFaultError) as caught:
             opened.command("echo", ["hi"])
         assert caught.value.code == 2150858843
