@@ -63,6 +63,7 @@ def cross_check(endpoint: Endpoint, *, deadline: Deadline) -> CrossCheck:
             message_encryption="always" if scheme == "http" else "auto",
             read_timeout_sec=seconds,
             operation_timeout_sec=max(1, seconds - 1),
+            ca_trust_path=None,
             proxy=None,
         )
         shell = client.open_shell(codepage=65001)
@@ -71,7 +72,7 @@ def cross_check(endpoint: Endpoint, *, deadline: Deadline) -> CrossCheck:
             stdout, _, code = client.get_command_output(shell, command)
             client.cleanup_command(shell, command)
         finally:
-            client.close_shell(shell)
+            client.close_shell(shell, close_session=True)
     except Exception as error:  # noqa: BLE001 - whatever the other client raises is the finding
         return CrossCheck("", f"{type(error).__name__}: {str(error)[:_SHOWN]}")
     text = stdout.decode(errors="replace").strip()

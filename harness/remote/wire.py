@@ -184,6 +184,7 @@ class Wire:
         session = self.wsman.transport._build_session()
         session.trust_env = False
         session.proxies = {}
+        session.verify = True
         fingerprint = None
         if self._endpoint.tls.startswith(_PIN):
             fingerprint = self._endpoint.tls.removeprefix(_PIN)
