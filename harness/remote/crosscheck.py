@@ -10,9 +10,8 @@ from typing import Any, Final
 
 from harness.errors import MissingProgramError, UsageError
 from harness.remote.deadline import Deadline
-from harness.remote.wire import Endpoint
+from harness.remote.endpoint import PIN, Endpoint
 
-_PIN: Final = "pin:sha256:"
 _COMMAND: Final = "hostname"
 _SHOWN: Final = 200
 
@@ -40,7 +39,7 @@ def cross_check(endpoint: Endpoint, *, deadline: Deadline) -> CrossCheck:
         protocol: Any = importlib.import_module("winrm.protocol")
     except ImportError as error:
         raise MissingProgramError("pywinrm", install="pip install pywinrm") from error
-    pinned = endpoint.tls.startswith(_PIN)
+    pinned = endpoint.tls.startswith(PIN)
     if pinned and endpoint.auth == "basic":
         raise UsageError(f"{endpoint.name}: pywinrm cannot pin a certificate; use ntlm for this")
     if endpoint.auth == "negotiate":
@@ -90,5 +89,5 @@ def _check_pin(endpoint: Endpoint, *, timeout_s: int) -> None:
     no password, and channel bindings tie the login to the certificate.
     """
     pem = ssl.get_server_certificate((endpoint.address, endpoint.port), timeout=timeout_s)
-    if sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest() != endpoint.tls.removeprefix(_PIN):
+    if sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest() != endpoint.tls.removeprefix(PIN):
         raise ConnectionError("the certificate is not the pinned one")
