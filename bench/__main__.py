@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import containerd, convert, front_door, service, storage, uvm, vhdx
+from bench import containerd, convert, front_door, remote, service, storage, uvm, vhdx
 from bench.measure import Comparison, Figure
 
 _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
@@ -23,6 +23,7 @@ _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
     "front_door": front_door.run,
     "uvm": uvm.run,
     "service": service.run,
+    "remote": remote.run,
     "containerd": containerd.run,
 }
 

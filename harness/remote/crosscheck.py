@@ -10,9 +10,8 @@ from typing import Any, Final
 
 from harness.errors import MissingProgramError, UsageError
 from harness.remote.deadline import Deadline
-from harness.remote.wire import Endpoint
+from harness.remote.endpoint import PIN, Endpoint
 
-_PIN: Final = "pin:sha256:"
 _COMMAND: Final = "hostname"
 _SHOWN: Final = 200
 
@@ -40,7 +39,7 @@ def cross_check(endpoint: Endpoint, *, deadline: Deadline) -> CrossCheck:
         protocol: Any = importlib.import_module("winrm.protocol")
     except ImportError as error:
         raise MissingProgramError("pywinrm", install="pip install pywinrm") from error
-    pinned = endpoint.tls.startswith(_PIN)
+    pinned = endpoint.tls.startswith(PIN)
     if pinned and endpoint.auth == "basic":
         raise UsageError(f"{endpoint.name}: pywinrm cannot pin a certificate; use ntlm for this")
     if endpoint.auth == "negotiate":
@@ -63,6 +62,7 @@ def cross_check(endpoint: Endpoint, *, deadline: Deadline) -> CrossCheck:
             message_encryption="always" if scheme == "http" else "auto",
             read_timeout_sec=seconds,
             operation_timeout_sec=max(1, seconds - 1),
+            ca_trust_path=None,
             proxy=None,
         )
         shell = client.open_shell(codepage=65001)
@@ -71,7 +71,7 @@ def cross_check(endpoint: Endpoint, *, deadline: Deadline) -> CrossCheck:
             stdout, _, code = client.get_command_output(shell, command)
             client.cleanup_command(shell, command)
         finally:
-            client.close_shell(shell)
+            client.close_shell(shell, close_session=True)
     except Exception as error:  # noqa: BLE001 - whatever the other client raises is the finding
         return CrossCheck("", f"{type(error).__name__}: {str(error)[:_SHOWN]}")
     text = stdout.decode(errors="replace").strip()
@@ -89,5 +89,5 @@ def _check_pin(endpoint: Endpoint, *, timeout_s: int) -> None:
     no password, and channel bindings tie the login to the certificate.
     """
     pem = ssl.get_server_certificate((endpoint.address, endpoint.port), timeout=timeout_s)
-    if sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest() != endpoint.tls.removeprefix(_PIN):
+    if sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest() != endpoint.tls.removeprefix(PIN):
         raise ConnectionError("the certificate is not the pinned one")

@@ -16,13 +16,14 @@ from harness.errors import AuthError, RemoteCommandError, RemoteError
 from harness.remote.cim import CIMV2, Instance, enumerate_instances, read_config
 from harness.remote.cmdlets import LANGUAGE_MODE_SCRIPT
 from harness.remote.deadline import Deadline
+from harness.remote.endpoint import Endpoint
 from harness.remote.links import Connector
 from harness.remote.powershell import Command
 from harness.remote.psrp import Plain, PowerShellSession
 from harness.remote.retries import Attempts, RetryPolicy, call_with_retries
 from harness.remote.shells import WinRSShell
 from harness.remote.transport import CompletedRemote
-from harness.remote.wire import DEFAULT_ENVELOPE_KIB, Endpoint, Wire
+from harness.remote.wire import DEFAULT_ENVELOPE_KIB, Wire
 
 T = TypeVar("T")
 

@@ -19,10 +19,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import Final, Literal
+from typing import Final
 
 import requests
 from pypsrp.wsman import OptionSet, SelectorSet, WSMan
@@ -30,10 +29,10 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from harness.errors import ConnectionLostError, RemoteTimeoutError, UsageError
+from harness.errors import ConnectionLostError, RemoteTimeoutError
 from harness.remote.deadline import Deadline
+from harness.remote.endpoint import PIN, Endpoint
 from harness.remote.faults import TRANSPORT_ERRORS, is_operation_timeout, translate
-from harness.remote.passwords import Secret
 
 DEFAULT_ENVELOPE_KIB: Final = 150
 """What every WinRM takes: the default of Windows Server 2008 R2; newer ones take 500."""
@@ -42,28 +41,6 @@ _MIN_OPERATION_S: Final = 0.5  # WinRM refuses less
 _MAX_OPERATION_S: Final = 20.0  # MaxTimeoutms is 60 s; shorter long polls notice drops sooner
 _ANSWER_GRACE_S: Final = 5.0
 _CONNECT_S: Final = 10.0
-_PIN: Final = "pin:sha256:"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a host's WinRM is and who asks; `tls` is verify, off, or pin:sha256:HEX."""
-
-    name: str
-    address: str
-    port: int
-    auth: Literal["negotiate", "ntlm", "kerberos", "basic", "credssp"]
-    tls: str
-    user: str
-    password: Secret
-
-    def __post_init__(self) -> None:
-        if self.tls == "off" and self.auth == "basic":
-            raise UsageError(f"{self.name}: basic over plain HTTP shows the password")
-        if self.auth == "basic" and not self.password.fits_latin1():
-            raise UsageError(f"{self.name}: basic carries no such password: take ntlm or negotiate")
-        if self.tls not in ("off", "verify") and not self.tls.startswith(_PIN):
-            raise UsageError(f"{self.name}: tls is verify, off or {_PIN}HEX, not {self.tls!r}")
 
 
 class _Gate:
@@ -168,8 +145,8 @@ class Wire:
             endpoint.address,
             max_envelope_size=envelope_kib * 1024,
             port=endpoint.port,
-            username=endpoint.user,
-            password=endpoint.password.reveal(),
+            username=endpoint.user or None,
+            password=endpoint.password.reveal() or None,
             ssl=tls,
             auth=endpoint.auth,
             encryption="auto",
@@ -184,9 +161,10 @@ class Wire:
         session = self.wsman.transport._build_session()
         session.trust_env = False
         session.proxies = {}
+        session.verify = True
         fingerprint = None
-        if self._endpoint.tls.startswith(_PIN):
-            fingerprint = self._endpoint.tls.removeprefix(_PIN)
+        if self._endpoint.tls.startswith(PIN):
+            fingerprint = self._endpoint.tls.removeprefix(PIN)
             session.verify = False  # the pin decides, whoever signed
         adapter = _Adapter(self._gate, fingerprint)
         session.mount("http://", adapter)

@@ -10,10 +10,10 @@ from typing import Literal
 
 import pytest
 
+from harness.remote.endpoint import Endpoint
 from harness.remote.passwords import Secret
 from harness.remote.retries import RetryPolicy
 from harness.remote.winrm import WinRM
-from harness.remote.wire import Endpoint
 from harness.winrmd.certificates import fingerprint, make_certificate
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig, Quotas, TlsFiles
 from harness.winrmd.knobs import Knobs

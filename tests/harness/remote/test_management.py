@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import AuthError, HarnessError, RemoteCommandError, UsageError
-from harness.remote.crosscheck import cross_check
+from harness.remote.crosscheck import CrossCheck, cross_check
 from harness.remote.deadline import Deadline
 from harness.remote.passwords import Secret
 from harness.remote.powershell import Command
@@ -171,7 +171,7 @@ def test_each_problem_of_a_probe_says_how_to_mend_it() -> None:
 
 def test_an_independent_client_agrees(windows: PretendHost, win: WinRM) -> None:
     ours = win.run(["hostname"], deadline=soon()).text
-    assert cross_check(windows.endpoint(), deadline=soon()).answer == ours
+    assert cross_check(windows.endpoint(), deadline=soon()) == CrossCheck(ours, "")
     wrong = replace(windows.endpoint(), password=Secret("wrong"))
     assert "InvalidCredentialsError" in cross_check(wrong, deadline=soon()).failure
 
@@ -194,7 +194,7 @@ def test_the_password_shows_up_nowhere(
     seen.append(win.run(["python", "-c", show], deadline=soon()).text)
     probe(win, deadline=soon(), python="python")
     for knob in (Trouble.DROP_AFTER, Trouble.UNAUTHORIZED, Trouble.TOO_LARGE):
-        windows.server.config.knobs.plan(Strike(knob, "Command"))
+        windows.server.config.knobs.plan(Strike(knob, "Receive"))
         with pytest.raises(HarnessError) as failed:
             win.run(["hostname"], deadline=soon())
         seen += traceback.format_exception(failed.value)

@@ -14,8 +14,8 @@ import pytest
 
 from harness.errors import HarnessError, MissingProgramError, UsageError
 from harness.hosts.inventory import PasswordSource
+from harness.remote.endpoint import Endpoint
 from harness.remote.passwords import Scrubber, Secret, fetch_password
-from harness.remote.wire import Endpoint
 
 CANARY = "c4n4ry p@ss/w\u00f6rd"
 
