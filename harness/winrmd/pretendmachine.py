@@ -15,7 +15,7 @@ from harness.winrmd.programs import Program, real_programs
 from harness.winrmd.psrp import PsrpHandler
 from harness.winrmd.resources import ResourceHandler
 from harness.winrmd.tasks import TaskScheduler
-from harness.winrmd.tools import host_programs
+from harness.winrmd.tools import ToolServer, host_programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,8 @@ def open_machine(
     machine = Machine(host, tasks)
     tools = {**host_programs(machine), **(programs or {})}
     tasks.use_programs({**real_programs(), **tools})
-    try:
-        yield PretendMachine(machine, tools, (PsrpHandler(machine), CimHandler(machine)))
-    finally:
-        tasks.close()
+    with ToolServer(machine):
+        try:
+            yield PretendMachine(machine, tools, (PsrpHandler(machine), CimHandler(machine)))
+        finally:
+            tasks.close()

@@ -68,8 +68,8 @@ def _turn(
 ) -> tuple[Service, int]:
     """Return the service and 0, or the Win32 error of why it did not turn.
 
-    WinRM's port closes for its restart when it is started again: until then it answers, which
-    no caller can see, because what it ran in has been told to restart it at once.
+    WinRM's port is closed and opened when it is started again, not from its stop on: an endpoint
+    can only restart its service as a whole.
     """
     with machine.host.change() as state:
         service = _find(state, name)
