@@ -208,7 +208,7 @@ def test_a_planned_reboot_takes_the_request_with_it(
 
 
 def test_a_starting_host_may_answer_401_to_the_right_password(server: WinRmServer) -> None:
-    server.config.knobs.plan(Strike(Trouble.UNAUTHORIZED, "Get"))
+    server.config.knobs.refuse_logons(1)
     with wsman(server) as client, pytest.raises(AuthenticationError):
         boot_number(client)
     with wsman(server) as client:
