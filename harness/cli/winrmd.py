@@ -12,9 +12,8 @@ from typing import Annotated
 import typer
 
 from harness.errors import UsageError
-from harness.winrmd.certificates import fingerprint, make_certificate
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig
-from harness.winrmd.server import WinRmServer
+from harness.winrmd.hoststate import fresh
 
 
 def winrmd(
@@ -47,25 +46,33 @@ def winrmd(
 
     Whoever has the password runs programs as you: it never listens beyond loopback unasked.
     """
+    # Here, because no other verb needs cryptography and NTLM, which take long to import.
+    from harness.winrmd.certificates import fingerprint, make_certificate
+    from harness.winrmd.pretendmachine import open_machine
+    from harness.winrmd.server import WinRmServer
+
     address, port = _listen_address(listen)
+    users, schemes = _users(user, password_env), _schemes(auth)
     with contextlib.ExitStack() as stack:
         files = None
         if tls:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lcowlab-winrmd-"))
             files = make_certificate([*dict.fromkeys([address, "localhost"])], Path(folder))
+        pretend = stack.enter_context(open_machine(root, initial=fresh(machine)))
         config = EndpointConfig(
-            users=_users(user, password_env),
+            users=users,
             root=root,
             address=address,
             port=port,
             machine=machine,
-            auth=_schemes(auth),
+            auth=schemes,
             tls=files,
             allow_unencrypted=allow_unencrypted,
             channel_bindings=channel_bindings,
             beyond_loopback=beyond_loopback,
+            programs=pretend.programs,
         )
-        server = stack.enter_context(WinRmServer(config))
+        server = stack.enter_context(WinRmServer(config, resources=pretend.resources))
         if files is not None:
             typer.echo(f"certificate {files.certificate}")
             typer.echo(f"sha256 {fingerprint(files.certificate)}")

@@ -94,10 +94,13 @@ class Acl:
 
     @property
     def sddl(self) -> str:
-        """Owner and DACL in SDDL, as `Get-Acl` shows them."""
+        """Owner, primary group and DACL in SDDL, as `Get-Acl` shows them.
+
+        The group has no meaning on Windows; it is SYSTEM here.
+        """
         owner = _SDDL_SIDS.get(self.owner, self.owner)
         flags = "P" if self.protected else "AI"
-        return f"O:{owner}D:{flags}" + "".join(ace.sddl for ace in self.entries)
+        return f"O:{owner}G:SYD:{flags}" + "".join(ace.sddl for ace in self.entries)
 
     def granted(self, ace: Ace, *, replacing: bool = False) -> Acl:
         """Return the list with an entry more, in place of the trustee's own ones if `replacing`.

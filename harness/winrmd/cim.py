@@ -37,7 +37,7 @@ _EQUAL: Final = re.compile(
     r"|(?P<number>-?\d+)|(?P<truth>true|false))\s*",
     re.IGNORECASE,
 )
-_AND: Final = re.compile(r"\s+and\s+", re.IGNORECASE)
+_AND: Final = re.compile(r"and\b", re.IGNORECASE)
 _CANNOT_PROCESS_FILTER: Final = 2150858778  # ERROR_WSMAN_ENUMERATE_CANNOT_PROCESS_FILTER
 
 
@@ -58,13 +58,20 @@ def parse_wql(text: str) -> Query | None:
     what = match["what"]
     properties = () if what == "*" else tuple(re.split(r"\s*,\s*", what))
     equal: list[tuple[str, str]] = []
-    for term in _AND.split(match["where"]) if match["where"] else ():
-        found = _EQUAL.fullmatch(term)
+    rest = match["where"] or ""
+    while rest:
+        found = _EQUAL.match(rest)
         if found is None:
             return None
         quoted = found["text"] if found["text"] is not None else found["quoted"]
         value = found["number"] or found["truth"] or ""
         equal.append((found["name"], value if quoted is None else re.sub(r"\\(.)", r"\1", quoted)))
+        rest = rest[found.end() :]
+        if rest:
+            joined = _AND.match(rest)
+            if joined is None or joined.end() == len(rest):
+                return None
+            rest = rest[joined.end() :]
     return Query(match["name"], properties, tuple(equal))
 
 

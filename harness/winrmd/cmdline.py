@@ -92,17 +92,29 @@ def _argument(line: str, at: int) -> tuple[str, int]:
 
 def expand_variables(line: str, lookup: Callable[[str], str | None]) -> str:
     """Return the line with `%NAME%` and `%NAME:~from,count%` replaced; unknown names stay."""
+    out: list[str] = []
+    at = 0
+    while (percent := line.find("%", at)) >= 0:
+        out.append(line[at:percent])
+        match = _VARIABLE.match(line, percent)
+        value = lookup(match[1]) if match is not None else None
+        if match is None or value is None:
+            # The other percent sign may begin a name of its own: `100% %A%`.
+            out.append("%")
+            at = percent + 1
+            continue
+        if match[2] is not None:
+            value = _slice(value, int(match[2]), None if match[3] is None else int(match[3]))
+        out.append(value)
+        at = match.end()
+    out.append(line[at:])
+    return "".join(out)
 
-    def replace(match: re.Match[str]) -> str:
-        value = lookup(match[1])
-        if value is None:
-            return match[0]
-        if match[2] is None:
-            return value
-        tail = value[int(match[2]) :] if match[2] != "-0" else value
-        return tail if match[3] is None else tail[: int(match[3])]
 
-    return _VARIABLE.sub(replace, line)
+def _slice(value: str, start: int, count: int | None) -> str:
+    """Return `%NAME:~start,count%`: negative numbers count from the end."""
+    tail = value[start:]
+    return tail if count is None else tail[:count]
 
 
 def strip_outer_quotes(line: str, is_program: Callable[[str], bool]) -> str:

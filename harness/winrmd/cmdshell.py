@@ -23,6 +23,7 @@ from harness.winrmd.cmdexe import CmdExe, HostSide
 from harness.winrmd.codepages import codec_of
 from harness.winrmd.config import EndpointConfig, Quotas
 from harness.winrmd.environment import WindowsEnvironment
+from harness.winrmd.knobs import Knobs
 from harness.winrmd.paths import HostPaths
 from harness.winrmd.processes import Descriptors, Job, Received, RunningCommand
 from harness.winrmd.programs import Program, ProgramTable, real_programs
@@ -43,13 +44,13 @@ class CmdSession:
         directory: Path,
         environment: WindowsEnvironment,
         quotas: Callable[[], Quotas],
-        hold_s: Callable[[], float],
+        knobs: Knobs,
     ) -> None:
         self._host = host
         self._directory = directory
         self._environment = environment
         self._quotas = quotas
-        self._hold_s = hold_s
+        self._knobs = knobs
         self._commands: dict[str, RunningCommand] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -63,12 +64,12 @@ class CmdSession:
         """Start a command line."""
         described = operation.body.find("rsp:CommandLine", NAMESPACES)
         if described is None:
-            raise faults.invalid_parameter()
+            raise faults.cmd_parameter()
         words = [described.findtext("rsp:Command", "", NAMESPACES)]
         words += [word.text or "" for word in described.findall("rsp:Arguments", NAMESPACES)]
         line = " ".join(words)
         if not line.strip():
-            raise faults.invalid_parameter()
+            raise faults.cmd_parameter()
         command_id = _identity(described.get("CommandId"))
         skip_cmd = operation.option("WINRS_SKIP_CMD_SHELL").upper() in ("TRUE", "1")
         body = functools.partial(self._run, line, self._direct(line) if skip_cmd else None)
@@ -106,7 +107,7 @@ class CmdSession:
 
     def _find(self, command_id: str | None) -> RunningCommand:
         if not command_id:
-            raise faults.invalid_parameter()
+            raise faults.cmd_parameter()
         command = self._commands.get(command_id.upper())
         if command is None:
             raise faults.command_missing()
@@ -116,13 +117,15 @@ class CmdSession:
         """Write to the standard input of a command."""
         streams = operation.body.findall("rsp:Send/rsp:Stream", NAMESPACES)
         if not streams:
-            raise faults.invalid_parameter()
+            raise faults.cmd_parameter()
         for stream in streams:
             command = self._find(stream.get("CommandId"))
             try:
                 data = base64.b64decode("".join((stream.text or "").split()), validate=True)
             except binascii.Error:
-                raise faults.invalid_parameter() from None
+                raise faults.cmd_parameter() from None
+            if self._knobs.input_filter is not None:
+                data = self._knobs.input_filter(data)
             end = stream.get("End", "").lower() in ("true", "1")
             command.send(data, end=end, deadline=operation.deadline)
         return "<rsp:SendResponse/>"
@@ -131,13 +134,13 @@ class CmdSession:
         """Wait for output of a command, or its end."""
         desired = operation.body.find("rsp:Receive/rsp:DesiredStream", NAMESPACES)
         if desired is None:
-            raise faults.invalid_parameter()
+            raise faults.cmd_parameter()
         command = self._find(desired.get("CommandId"))
         received = command.receive(
             (desired.text or "stdout stderr").split(),
             limit=operation.payload_limit,
             deadline=operation.deadline,
-            hold_s=self._hold_s(),
+            hold_s=self._knobs.output_hold_s,
         )
         return _receive_response(command.command_id, received)
 
@@ -145,7 +148,7 @@ class CmdSession:
         """Interrupt a command (ctrl_c, ctrl_break), or end it and forget it (terminate)."""
         described = operation.body.find("rsp:Signal", NAMESPACES)
         if described is None:
-            raise faults.invalid_parameter()
+            raise faults.cmd_parameter()
         command = self._find(described.get("CommandId"))
         code = described.findtext("rsp:Code", "", NAMESPACES).strip().lower()
         # Both spellings are in use: signal/terminate and signal/Terminate, powershell/signal/…
@@ -157,7 +160,7 @@ class CmdSession:
             case "ctrl_c" | "ctrl_break":
                 command.job.interrupt()
             case _:
-                raise faults.invalid_parameter()
+                raise faults.cmd_parameter()
         return "<rsp:SignalResponse/>"
 
     def other(self, operation: Operation) -> str:
@@ -178,7 +181,7 @@ def _identity(given: str | None) -> str:
     try:
         return str(uuid.UUID(given) if given else uuid.uuid4()).upper()
     except ValueError:
-        raise faults.invalid_parameter() from None
+        raise faults.cmd_parameter() from None
 
 
 def _receive_response(command_id: str, received: Received) -> str:
@@ -244,12 +247,12 @@ class CmdShells:
         """Return a session in the working directory and with the variables of the request."""
         described = operation.body.find("rsp:Shell", NAMESPACES)
         if described is None:
-            raise faults.invalid_parameter()
+            raise faults.cmd_parameter()
         code_page = operation.option("WINRS_CODEPAGE", _DEFAULT_CODE_PAGE)
         try:
             codec = codec_of(code_page)
         except LookupError:
-            raise faults.invalid_parameter() from None
+            raise faults.cmd_parameter() from None
         environment = WindowsEnvironment(shell.environment)
         for name, value in _variables(described).items():
             environment.set(name, value)
@@ -263,7 +266,7 @@ class CmdShells:
             directory=directory,
             environment=environment,
             quotas=lambda: control.quotas,
-            hold_s=lambda: self._config.knobs.output_hold_s,
+            knobs=self._config.knobs,
         )
         return session, ""
 
@@ -284,6 +287,6 @@ def _variables(described: ET.Element) -> Mapping[str, str]:
     for variable in described.findall("rsp:Environment/rsp:Variable", NAMESPACES):
         name = variable.get("Name", "")
         if not name or "=" in name or "\0" in name:
-            raise faults.invalid_parameter()
+            raise faults.cmd_parameter()
         found[name] = variable.text or ""
     return found

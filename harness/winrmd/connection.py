@@ -207,6 +207,9 @@ class ConnectionHandler(http.server.BaseHTTPRequestHandler):
     def _send(self, reply: Reply, headers: list[tuple[str, str]], *, sealed: bool) -> None:
         if reply.dropped:
             self._drop()
+        elif reply.status == 401:
+            asked = [("WWW-Authenticate", value) for value in self._auth.refuse().headers]
+            self._reply(401, b"", asked)
         elif not reply.body:
             self._reply(reply.status, b"", headers)
         elif sealed:

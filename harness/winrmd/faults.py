@@ -116,14 +116,23 @@ def invalid_header(message: str) -> WsmanFault:
 
 
 def invalid_parameter() -> WsmanFault:
-    """Return winrscmd.dll's answer to a request that lacks what it needs (a command id)."""
+    """Return the fault for a request that lacks what it needs."""
+    return _invalid_parameter("")
+
+
+def cmd_parameter() -> WsmanFault:
+    """Return the same as winrscmd.dll says it (a command without its id)."""
+    return _invalid_parameter(PROVIDER_FAULT)
+
+
+def _invalid_parameter(message_xml: str) -> WsmanFault:
     return WsmanFault(
         "w:InvalidParameter",
         INVALID_PARAMETER,
         "The parameter is incorrect. ",
         value="s:Sender",
         detail=_DETAIL + "InvalidValue",
-        message_xml=PROVIDER_FAULT,
+        message_xml=message_xml,
     )
 
 

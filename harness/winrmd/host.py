@@ -83,9 +83,12 @@ class PretendHost:
     def open(cls, root: Path, *, initial: HostState | None = None) -> Self:
         """Return the host of a folder, made as `initial` (a new server) where it has none yet.
 
-        Raises UsageError for a state file that is not ours.
+        Raises UsageError for a folder that cannot be made, and a state file that is not ours.
         """
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{root} is no folder, and none can be made there: {error}") from error
         file = root / STATE_FILE
         if file.exists():
             try:

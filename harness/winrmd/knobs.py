@@ -25,6 +25,7 @@ class Trouble(enum.Enum):
     UNAVAILABLE = "503"  # the service is starting
     UNAUTHORIZED = "401"  # what a starting host answers for a while
     SERVER_ERROR = "500"  # HTTP 500 without a body
+    REBOOT = "reboot"  # the host restarts instead of processing it; the connection is cut
     FAULT = "fault"  # a fault of `Strike.make_fault`, not processed
 
 
@@ -55,13 +56,15 @@ class Knobs:
     `latency_s` is added before every reply. `output_hold_s` is how long output is gathered
     before it is sent: real WinRM does (recordings show output and `Done` in one reply).
     A restart lets replies go out for `shutdown_grace_s`, then the port is closed for
-    `reboot_down_s`. Strikes are counted over all connections.
+    `reboot_down_s`. `input_filter` stands for a host that does not pass standard input untouched
+    (whether Windows does is not proven). Strikes are counted over all connections.
     """
 
     latency_s: float = 0.0
     output_hold_s: float = 0.0
     shutdown_grace_s: float = 0.2
     reboot_down_s: float = 0.3
+    input_filter: Callable[[bytes], bytes] | None = None
     _planned: list[_Planned] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _seen: dict[str, int] = field(default_factory=dict)

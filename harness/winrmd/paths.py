@@ -1,7 +1,8 @@
 r"""The pretend host's disk: `C:\` is a folder here, whatever the case of its names.
 
 Real local processes know only local paths, clients only Windows ones: both directions live here.
-Nothing outside of the folder can be named, `..` included.
+Nothing outside of the folder can be named, `..` included. That is a name space, not a jail: the
+programs that clients run are real, and run as whoever started the endpoint.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ class HostPaths:
         r"""Return the local path of a Windows one, or None if its drive is not C:.
 
         Relative paths start at `directory` (the root, if None). Existing names are found
-        whatever their case; `..` stops at the root, as it does on a drive. Symbolic links are
-        not followed: what the host's own processes made of its disk is theirs.
+        whatever their case; `..` stops at the root, as it does on a drive.
         """
         match = _ABSOLUTE.match(path)
         rest = path[match.end() :] if match else path

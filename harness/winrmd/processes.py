@@ -117,7 +117,10 @@ class Job:
     def wait(self, process: subprocess.Popen[bytes]) -> int:
         """Return the exit code of a process of this job, as Windows shows it."""
         if sys.platform != "win32":
-            found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            try:
+                found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError:  # `end` came first and has reaped it
+                return windows_exit_code(process.wait())
             assert found is not None
             code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
         else:

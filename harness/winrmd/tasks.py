@@ -232,7 +232,8 @@ class TaskScheduler:
                 self._cannot_launch(task)
                 return FILE_NOT_FOUND
             return cmd.run_program(program, line, io)
-        except JobEndedError:
+        except (JobEndedError, ChildProcessError):
+            # The latter: the job was ended, and its process reaped, while we waited for it.
             return TERMINATED
         finally:
             os.close(null)

@@ -89,7 +89,7 @@ class Dispatcher:
             strike = self._config.knobs.take(name)
             dropped = strike is not None and strike.trouble is Trouble.DROP_AFTER
             if strike is not None and not dropped:
-                return _struck(strike)
+                return self._struck(strike)
             operation = self._operation(request, name, user, client_address)
             with self._counted(user):
                 body = self._dispatch(operation)
@@ -111,6 +111,18 @@ class Dispatcher:
     def identify(self) -> Reply:
         """Return the answer to wsmid:Identify."""
         return Reply(200, identify_envelope(PRODUCT_VERSION))
+
+    def _struck(self, strike: Strike) -> Reply:
+        match strike.trouble:
+            case Trouble.DROP_BEFORE:
+                return Reply(0, dropped=True)
+            case Trouble.REBOOT:
+                self._control.reboot()
+                return Reply(0, dropped=True)
+            case Trouble.FAULT:
+                raise strike.make_fault() if strike.make_fault else faults.operation_aborted()
+            case trouble:
+                return Reply(int(trouble.value))
 
     def _operation(self, request: Request, name: str, user: str, client_address: str) -> Operation:
         quotas = self._control.quotas
@@ -245,13 +257,3 @@ class Dispatcher:
 
 def _response_action(action: str) -> str:
     return action + "Response"
-
-
-def _struck(strike: Strike) -> Reply:
-    match strike.trouble:
-        case Trouble.DROP_BEFORE:
-            return Reply(0, dropped=True)
-        case Trouble.FAULT:
-            raise strike.make_fault() if strike.make_fault else faults.operation_aborted()
-        case trouble:
-            return Reply(int(trouble.value))

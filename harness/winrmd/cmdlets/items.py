@@ -102,6 +102,8 @@ def _get_item_property(call: Bound) -> Iterator[Output]:
                 )
             kind, data = values[spelled]
             shown[spelled] = bytes.fromhex(str(data)) if kind == "Binary" else data
+        if not names:
+            continue  # a key without values puts out nothing
         shown["PSPath"] = _provider_path(call, path)
         yield Item("System.Management.Automation.PSCustomObject", shown)
 

@@ -14,7 +14,7 @@ from harness.winrmd.faults import WsmanFault
 from harness.winrmd.psrp import PsrpHandler
 from harness.winrmd.resources import ShellContext
 from harness.winrmd.runspace import RunspaceServer, split_fragments
-from tests.harness.winrmd.psrp_client import Client, operation
+from tests.harness.winrmd.pretend.psrp_client import Client, operation
 
 COMPLETED = PSInvocationState.Completed
 FAILED = PSInvocationState.Failed
