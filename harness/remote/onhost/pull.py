@@ -58,7 +58,7 @@ def _fetch(path: pathlib.Path, parameters: dict[str, Any], report: IO[bytes]) ->
                     _tell(report, have=have)
                     told = time.monotonic()
             connection.close()
-    _tell(report, have=have)
+    _tell(report, have=have)  # the file is closed: after this we may be ended
 
 
 def _tell(report: IO[bytes], **values: object) -> None:

@@ -26,6 +26,7 @@ def main(parameters: dict[str, Any], source: IO[bytes], report: IO[bytes]) -> No
         for block in _blocks(source, text=parameters["text"]):
             part.write(decoder.decompress(block))
         part.write(decoder.flush())
+        part.flush()  # after the last report we may be ended
         _tell(report, have=part.tell(), complete=decoder.eof)
 
 
