@@ -61,7 +61,7 @@ class HostFiles:
     python: str
     root: str
     pull_address: str | None = None
-    streams: int = 4
+    streams: int = 2
     text: bool = False
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     attempts: Attempts = field(default_factory=Attempts)

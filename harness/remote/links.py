@@ -74,6 +74,7 @@ class Link:
             deadline=deadline,
             idempotent=idempotent,
             attempts=self._connector.attempts,
+            same_shell=True,
         )
 
     def close(self) -> None:

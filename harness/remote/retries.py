@@ -95,13 +95,21 @@ def call_with_retries(
     deadline: Deadline,
     idempotent: bool,
     attempts: Attempts,
+    same_shell: bool = False,
 ) -> T:
     """Return what `function` returns, called until it does or may not be called again.
+
+    `same_shell` says that every call addresses one shell: once that is gone, no call helps.
 
     Raises the error of the last call; it is `given_up` when it was tried as often as allowed, so
     that a call around this one does not begin all over again.
     """
     failed: list[Exception] = []
+
+    def may_be_repeated(error: BaseException) -> bool:
+        if same_shell and isinstance(error, ShellGoneError):
+            return False
+        return is_retriable(error, idempotent=idempotent)
 
     def bounded() -> T:
         try:
@@ -127,7 +135,7 @@ def call_with_retries(
         return state.outcome.result()  # type: ignore[no-any-return] # raises the last error
 
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda e: is_retriable(e, idempotent=idempotent)),
+        retry=tenacity.retry_if_exception(may_be_repeated),
         wait=tenacity.wait_exponential(multiplier=policy.first_wait_s, max=policy.longest_wait_s)
         + tenacity.wait_random(0, policy.jitter_s),
         stop=tenacity.stop_after_attempt(policy.attempts) | _DeadlineNear(deadline),

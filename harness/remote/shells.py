@@ -151,6 +151,7 @@ class WinRSShell:
             deadline=deadline,
             idempotent=False,
             attempts=self._connector.attempts,
+            same_shell=True,
         )
 
     def run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import pathlib
 import ssl
 import time
@@ -59,9 +58,7 @@ def _fetch(path: pathlib.Path, parameters: dict[str, Any], report: IO[bytes]) ->
                     _tell(report, have=have)
                     told = time.monotonic()
             connection.close()
-        part.flush()
-        os.fsync(part.fileno())
-    _tell(report, have=have)
+    _tell(report, have=have)  # the file is closed: after this we may be ended
 
 
 def _tell(report: IO[bytes], **values: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import pathlib
 import zlib
 from collections.abc import Iterator
@@ -27,8 +26,7 @@ def main(parameters: dict[str, Any], source: IO[bytes], report: IO[bytes]) -> No
         for block in _blocks(source, text=parameters["text"]):
             part.write(decoder.decompress(block))
         part.write(decoder.flush())
-        part.flush()
-        os.fsync(part.fileno())
+        part.flush()  # after the last report we may be ended
         _tell(report, have=part.tell(), complete=decoder.eof)
 
 

@@ -43,8 +43,6 @@ def _join(parts: list[pathlib.Path], entry: pathlib.Path, first_size: int) -> No
         for part in parts[1:]:
             with part.open("rb") as file:
                 shutil.copyfileobj(file, whole, _CHUNK)
-        whole.flush()
-        os.fsync(whole.fileno())
     parts[0].replace(entry)
 
 
@@ -65,6 +63,10 @@ def _check(entry: pathlib.Path, sha256: str, size: int) -> str:
 def _place(entry: pathlib.Path, destination: pathlib.Path) -> None:
     destination.parent.mkdir(parents=True, exist_ok=True)
     # A copy, not a link: whoever writes into the placed file must not change the cache.
+    # The entry itself may be lost with the power: it is read back each time. This is not.
     temporary = destination.with_name(f"{destination.name}.{os.getpid()}.new")
-    shutil.copyfile(entry, temporary)
+    with entry.open("rb") as source, temporary.open("wb") as target:
+        shutil.copyfileobj(source, target, _CHUNK)
+        target.flush()
+        os.fsync(target.fileno())
     temporary.replace(destination)
