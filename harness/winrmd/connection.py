@@ -129,6 +129,10 @@ class ConnectionHandler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self._raw.shutdown(socket.SHUT_RDWR)
 
+    def do_GET(self) -> None:
+        """Refuse: there is nothing to get."""
+        self._reply(405, b"", [("Allow", "POST")])
+
     def do_POST(self) -> None:
         """Answer one request."""
         path = self.path.split("?", 1)[0].rstrip("/").lower()

@@ -85,6 +85,8 @@ class EchoHandler:
 
     def answer(self, operation: Operation) -> str:
         assert self.control is not None
+        if operation.name == "Break":
+            raise RuntimeError("boom")
         if operation.name == "Reboot":
             self.control.reboot()
         return f"<e:Boot xmlns:e='urn:e'>{self.control.boot.number}</e:Boot>"
@@ -189,6 +191,17 @@ def test_a_handler_restarts_its_host_and_learns_the_new_boot(
     with wsman(server) as client:
         assert boot_number(client) == "2"
     assert [boot.number for boot in handler.boots] == [2]
+
+
+def test_a_request_that_breaks_its_handler_is_a_fault_and_no_more(
+    server: WinRmServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with wsman(server) as client:
+        with pytest.raises(WSManFaultError) as caught:
+            client.invoke(_URI + "/Break", _URI, None)
+        assert caught.value.code == 1359
+        assert "boom" in caplog.text
+        assert boot_number(client) == "1"
 
 
 def test_a_planned_reboot_takes_the_request_with_it(
