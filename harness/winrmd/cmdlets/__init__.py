@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from harness.winrmd.cmdlets import items, scheduled, system
+from harness.winrmd.cmdlets import items, protection, scheduled, system
 from harness.winrmd.cmdlets.binding import (
     Bound,
     Cmdlet,
@@ -19,7 +19,7 @@ from harness.winrmd.cmdlets.binding import (
 CMDLETS: Final[Mapping[str, Cmdlet]] = MappingProxyType(
     {
         cmdlet.name.lower(): cmdlet
-        for cmdlet in (*items.CMDLETS, *system.CMDLETS, *scheduled.CMDLETS)
+        for cmdlet in (*items.CMDLETS, *system.CMDLETS, *protection.CMDLETS, *scheduled.CMDLETS)
     }
 )
 
