@@ -6,8 +6,9 @@ Source: [MS-PSRP] 2.2.5 (serialization), 2.2.3.15 (error records).
 from __future__ import annotations
 
 import datetime
+import functools
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final, cast
 
 from psrpcore.types import (
     ErrorCategory,
@@ -15,13 +16,15 @@ from psrpcore.types import (
     ErrorRecord,
     NETException,
     PSCustomObject,
+    PSEnumBase,
     PSInt64,
     PSNoteProperty,
     PSObject,
+    PSType,
     PSUInt,
 )
 
-from harness.winrmd.cmdlets import CmdletError, Item, Output
+from harness.winrmd.cmdlets import CmdletError, Enumeration, Item, Output
 
 _CUSTOM: Final = "System.Management.Automation.PSCustomObject"
 _STOPPED: Final = (
@@ -37,6 +40,8 @@ def to_psrp(value: Output | object) -> object:
     """
     if isinstance(value, Item):
         return _object(value)
+    if isinstance(value, Enumeration):
+        return _enumeration(value.type_name, value.name, value.number)
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
@@ -46,6 +51,18 @@ def to_psrp(value: Output | object) -> object:
     if isinstance(value, list | tuple):
         return [to_psrp(each) for each in value]
     return value
+
+
+@functools.cache
+def _enumeration(type_name: str, name: str, number: int) -> object:
+    """Return the member of a psrpcore enumeration made for it.
+
+    The functional form, because a member may be called True; not registered for rehydration.
+    """
+    # mypy takes the functional form for a look-up of a member.
+    functional: Any = PSEnumBase
+    made = functional(type_name.rpartition(".")[2], {name: number})
+    return cast(object, PSType(type_names=[type_name], rehydrate=False)(made)[name])
 
 
 def _object(item: Item) -> PSObject:

@@ -23,6 +23,16 @@ _ACTIONS: Final[Mapping[str, ErrorAction]] = {
 }
 _BY_NUMBER: Final[Sequence[ErrorAction]] = ("SilentlyContinue", "Stop", "Continue")
 
+
+@dataclass(frozen=True, slots=True)
+class Enumeration:
+    """A member of a .NET enumeration: remoting sends its number, with its name as ToString."""
+
+    type_name: str
+    name: str
+    number: int
+
+
 Output: TypeAlias = "Item | str | int | bool"
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, Literal, cast
 
-from harness.winrmd.cmdlets.binding import Bound, Cmdlet, CmdletError, Item, Output
+from harness.winrmd.cmdlets.binding import Bound, Cmdlet, CmdletError, Enumeration, Item, Output
 from harness.winrmd.hoststate import FirewallRule
+
+_SECURITY: Final = "Microsoft.PowerShell.Cmdletization.GeneratedTypes.NetSecurity."
 
 
 def _rule(rule: FirewallRule) -> Item:
@@ -15,9 +17,13 @@ def _rule(rule: FirewallRule) -> Item:
         {
             "Name": rule.name,
             "DisplayName": rule.display_name,
-            "Enabled": "True" if rule.enabled else "False",  # an enumeration, not a boolean
-            "Direction": rule.direction,
-            "Action": rule.action,
+            "Enabled": Enumeration(_SECURITY + "Enabled", str(rule.enabled), 2 - rule.enabled),
+            "Direction": Enumeration(
+                _SECURITY + "Direction", rule.direction, 1 if rule.direction == "Inbound" else 2
+            ),
+            "Action": Enumeration(
+                _SECURITY + "Action", rule.action, 2 if rule.action == "Allow" else 4
+            ),
             "Profile": ", ".join(rule.profile),
         },
     )
@@ -156,8 +162,16 @@ def _get_bitlocker(call: Bound) -> Iterator[Output]:
             "Microsoft.BitLocker.Structures.BitLockerVolume",
             {
                 "MountPoint": f"{disk.letter}:",
-                "VolumeStatus": disk.bitlocker,
-                "ProtectionStatus": disk.protection,
+                "VolumeStatus": Enumeration(
+                    "Microsoft.BitLocker.Structures.BitLockerVolumeStatus",
+                    disk.bitlocker,
+                    0 if disk.bitlocker == "FullyDecrypted" else 1,
+                ),
+                "ProtectionStatus": Enumeration(
+                    "Microsoft.BitLocker.Structures.BitLockerVolumeProtectionStatus",
+                    disk.protection,
+                    1 if disk.protection == "On" else 0,
+                ),
             },
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from harness.winrmd.cmdlets.binding import Bound, Cmdlet, CmdletError, Item, Output
+from harness.winrmd.cmdlets.binding import Bound, Cmdlet, CmdletError, Enumeration, Item, Output
 from harness.winrmd.hoststate import Task
 from harness.winrmd.tasks import TaskError, parse_task
 
@@ -25,12 +25,17 @@ def _refused(error: TaskError, command: str) -> CmdletError:
 
 
 def _shown(call: Bound, task: Task) -> Item:
+    status = call.machine.tasks.status(task)
     return Item(
         f"{_TYPE}MSFT_ScheduledTask",
         {
             "TaskName": task.name,
             "TaskPath": task.path,
-            "State": call.machine.tasks.status(task),
+            "State": Enumeration(
+                "Microsoft.PowerShell.Cmdletization.GeneratedTypes.ScheduledTask.StateEnum",
+                status,
+                {"Disabled": 1, "Ready": 3, "Running": 4}[status],
+            ),
         },
     )
 

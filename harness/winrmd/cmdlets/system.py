@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from harness.winrmd.cmdlets.binding import Bound, Cmdlet, CmdletError, Item, Output
+from harness.winrmd.cmdlets.binding import Bound, Cmdlet, CmdletError, Enumeration, Item, Output
 from harness.winrmd.host import BadPathError, find_key
 from harness.winrmd.hoststate import (
     REBOOT_PENDING,
@@ -19,6 +19,13 @@ from harness.winrmd.hoststate import (
 
 _DISM: Final = "Microsoft.Dism.Commands."
 _LEVELS: Final = {1: "Critical", 2: "Error", 3: "Warning", 4: "Information", 5: "Verbose"}
+# DismPackageFeatureState: staged is disabled, installed is enabled.
+_STATES: Final = {
+    "Disabled": 2,
+    "DisabledWithPayloadRemoved": 3,
+    "Enabled": 4,
+    "EnablePending": 5,
+}
 _UNKNOWN_FEATURE: Final = 0x800F080C
 _SOURCE_MISSING: Final = 0x800F081F
 _INSTALL_FAILURE: Final = 0x800F0922
@@ -66,7 +73,9 @@ def _get_feature(call: Bound) -> Iterator[Output]:
         "Microsoft.Dism.Commands.AdvancedFeatureObject",
         {
             "FeatureName": name,
-            "State": feature.state,
+            "State": Enumeration(
+                "Microsoft.Dism.Commands.FeatureState", feature.state, _STATES[feature.state]
+            ),
             "RestartRequired": "Possible" if feature.needs_reboot else "No",
         },
     )
@@ -164,8 +173,16 @@ def _get_service(call: Bound) -> Iterator[Output]:
             {
                 "Name": spelled,
                 "DisplayName": service.display_name,
-                "Status": service.status,
-                "StartType": service.start_type,
+                "Status": Enumeration(
+                    "System.ServiceProcess.ServiceControllerStatus",
+                    service.status,
+                    4 if service.status == "Running" else 1,
+                ),
+                "StartType": Enumeration(
+                    "System.ServiceProcess.ServiceStartMode",
+                    service.start_type,
+                    {"Automatic": 2, "Manual": 3, "Disabled": 4}[service.start_type],
+                ),
             },
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import pytest
 
 from harness.remote import cmdlets as client
-from harness.winrmd.cmdlets import CMDLETS, CmdletError, Item, Machine, Output, Streams
+from harness.winrmd.cmdlets import CMDLETS, CmdletError, Enumeration, Item, Machine, Output, Streams
 from harness.winrmd.hoststate import CURRENT_VERSION, UPDATE_SETTINGS
 from tests.harness.winrmd.pretend.test_tasks import xml
 
@@ -41,7 +41,10 @@ def run(machine: Machine, name: str, parameters: Mapping[str, object]) -> list[O
 def one(machine: Machine, name: str, parameters: Mapping[str, object]) -> Mapping[str, object]:
     (item,) = run(machine, name, parameters)
     assert isinstance(item, Item)
-    return item.properties
+    return {
+        key: value.name if isinstance(value, Enumeration) else value
+        for key, value in item.properties.items()
+    }
 
 
 def refused(machine: Machine, name: str, parameters: Mapping[str, object]) -> str:

@@ -92,7 +92,8 @@ def test_a_runspace_pool_runs_our_commands(connect: Connect) -> None:
         feature = invoke(
             pool, "Get-WindowsOptionalFeature", {"Online": True, "FeatureName": "Containers"}
         )
-        assert feature.output[0].adapted_properties["State"] == "Disabled"
+        assert feature.output[0].adapted_properties["State"].to_string == "Disabled"
+        assert "System.Enum" in feature.output[0].adapted_properties["State"].types
         failed = invoke(pool, "Get-Service", {"Name": ["nothing"]})
         assert failed.had_errors
         assert str(failed.streams.error[0].fq_error).startswith("NoServiceFoundForGivenName,")
@@ -146,7 +147,7 @@ def test_features_are_there_after_a_reboot_and_shells_are_not(
         feature = invoke(
             fresh, "Get-WindowsOptionalFeature", {"Online": True, "FeatureName": "Containers"}
         )
-    assert feature.output[0].adapted_properties["State"] == "Enabled"
+    assert feature.output[0].adapted_properties["State"].to_string == "Enabled"
     assert boot_time(connect()) > before
     # The old pool's shell ended with the old boot, whoever asks.
     selectors = SelectorSet()
