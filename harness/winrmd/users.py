@@ -52,7 +52,7 @@ class UserStore:
         host = socket.gethostname().upper()
         # Clients name the machine, nothing, or (Go's) the target of the challenge, which pyspnego
         # fills with the name of the real host.
-        domains = dict.fromkeys(["", self._machine.upper(), host, "WORKSTATION"])
+        domains = dict.fromkeys(["", ".", self._machine.upper(), host, "WORKSTATION"])
         lines = [
             f"{domain}\\{name}:0:{'0' * 32}:{ntowfv1(password).hex().upper()}:[U]:LCT-0\n"
             if domain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import os
 import socket
@@ -335,6 +336,35 @@ def test_deleting_a_shell_kills_what_runs_in_it(make_endpoint: MakeEndpoint) -> 
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_closing_an_endpoint_ends_all_that_ran(tmp_path: Path) -> None:
+    config = EndpointConfig(users={USER: PASSWORD}, root=tmp_path)
+    with contextlib.ExitStack() as stack:
+        with WinRmServer(config) as server:
+            opened = stack.enter_context(shell(server))
+            process = Process(
+                opened,
+                'python -c "import os, time; print(os.getpid(), flush=True); time.sleep(60)"',
+            )
+            process.begin_invoke()
+            pid = int(opened.receive("stdout", process.id)[2]["stdout"])
+            opened.opened = False
+        assert not Path(f"/proc/{pid}").exists()
+        with pytest.raises(requests.exceptions.ConnectionError):
+            opened.command("echo", ["hi"])
+
+
+def test_it_listens_on_ipv6_too(make_endpoint: MakeEndpoint) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 loopback here: {error}")
+    server = make_endpoint(address="::1")
+    assert server.url == f"http://[::1]:{server.port}/wsman"
+    with requests.Session() as session:
+        session.trust_env = False
+        assert session.post(server.url).status_code == 401
 
 
 def test_nothing_of_the_endpoints_environment_reaches_a_process(

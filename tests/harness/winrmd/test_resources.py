@@ -246,6 +246,12 @@ def test_a_program_of_the_endpoint_reads_and_writes_like_any_other(
         assert run(opened, "curl --version").rc == 1
 
 
+def test_the_launcher_of_python_takes_its_version_switch(make_endpoint: MakeEndpoint) -> None:
+    with shell(make_endpoint()) as opened:
+        assert run(opened, 'py -3 -c "import sys; print(sys.argv[1])" a').stdout == b"a\n"
+        assert run(opened, "py.exe -V").stdout.startswith(b"Python 3")
+
+
 def test_a_host_may_mangle_what_it_is_sent(make_endpoint: MakeEndpoint) -> None:
     server = make_endpoint()
     server.config.knobs.input_filter = lambda data: data.replace(b"\n", b"\r\n")
