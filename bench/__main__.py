@@ -18,6 +18,7 @@ from bench import (
     convert,
     front_door,
     layers,
+    remote,
     service,
     storage,
     uvm,
@@ -33,6 +34,7 @@ _FAMILIES: dict[str, Callable[[], Iterator[Comparison | Figure]]] = {
     "front_door": front_door.run,
     "uvm": uvm.run,
     "service": service.run,
+    "remote": remote.run,
     "containerd": containerd.run,
 }
 

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from tests.fuzz.catalogue import TARGETS
 from tests.fuzz.scripted import ScriptedRandom
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.targets import Target
 
 _HANG_S = 5
 _FINDINGS = Path("build/fuzz")
