@@ -20,9 +20,9 @@ def main() -> None:
     name = sys.argv[1]
     atheris = importlib.import_module("atheris")  # it has no types
     with atheris.instrument_imports(include=["snapshotter", "harness"]):
-        targets = importlib.import_module("tests.fuzz.targets")
+        catalogue = importlib.import_module("tests.fuzz.catalogue")
     with tempfile.TemporaryDirectory(prefix="lcowlab-fuzz-") as directory:
-        target = targets.TARGETS[name](Path(directory))
+        target = catalogue.TARGETS[name](Path(directory))
 
         def one(script: bytes) -> None:
             data = target.make(ScriptedRandom(script))
