@@ -74,6 +74,7 @@ def winrmd(
         )
         server = stack.enter_context(WinRmServer(config, resources=pretend.resources))
         if files is not None:
+            files.key.unlink()  # it is loaded: what ends us without warning leaves no key behind
             typer.echo(f"certificate {files.certificate}")
             typer.echo(f"sha256 {fingerprint(files.certificate)}")
         typer.echo(f"listening on {server.url}")  # echo flushes: this line means ready

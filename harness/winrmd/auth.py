@@ -25,7 +25,7 @@ from spnego.exceptions import SpnegoError
 
 from harness.winrmd import seal
 from harness.winrmd.config import AuthScheme, ChannelBindings
-from harness.winrmd.users import UserStore
+from harness.winrmd.users import LogonRefusedError, UserStore
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +139,7 @@ class ConnectionAuth:
                 self._context = self._users.acceptor(raw_ntlm=raw)
             context = self._context
             reply = self._users.step(context, token)
-        except (SpnegoError, ValueError, struct.error, UnicodeError, IndexError, KeyError) as error:
-            # Wrong passwords, and tokens that pyspnego's parsers choke on.
+        except LogonRefusedError as error:
             log.info("an authentication was refused: %s", error)
             return self.refuse()
         spoken = f"{name} {base64.b64encode(reply).decode()}" if reply else ""

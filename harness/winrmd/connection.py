@@ -129,6 +129,10 @@ class ConnectionHandler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self._raw.shutdown(socket.SHUT_RDWR)
 
+    def do_GET(self) -> None:
+        """Refuse: there is nothing to get."""
+        self._reply(405, b"", [("Allow", "POST")])
+
     def do_POST(self) -> None:
         """Answer one request."""
         path = self.path.split("?", 1)[0].rstrip("/").lower()
@@ -148,6 +152,8 @@ class ConnectionHandler(http.server.BaseHTTPRequestHandler):
         authorization = self.headers.get("Authorization")
         if authorization or self._auth.user is None:
             answer = self._auth.step(authorization) if authorization else self._auth.refuse()
+            if answer.accepted and not self.endpoint.config.knobs.take_logon():
+                answer = self._auth.refuse()
             headers = [("WWW-Authenticate", value) for value in answer.headers]
             if not answer.accepted:
                 self._reply(401, b"", headers)
@@ -207,9 +213,6 @@ class ConnectionHandler(http.server.BaseHTTPRequestHandler):
     def _send(self, reply: Reply, headers: list[tuple[str, str]], *, sealed: bool) -> None:
         if reply.dropped:
             self._drop()
-        elif reply.status == 401:
-            asked = [("WWW-Authenticate", value) for value in self._auth.refuse().headers]
-            self._reply(401, b"", asked)
         elif not reply.body:
             self._reply(reply.status, b"", headers)
         elif sealed:

@@ -24,6 +24,7 @@ PIPE_CLOSING: Final = 232
 FILE_NOT_FOUND: Final = 2147942402  # 0x80070002
 DIRECTORY_INVALID: Final = 2147942667  # 0x8007010B
 ALREADY_EXISTS: Final = 183
+INTERNAL_ERROR: Final = 1359  # ERROR_INTERNAL_ERROR
 ACCESS_DENIED: Final = 5
 OPERATION_ABORTED: Final = 995
 
@@ -254,6 +255,15 @@ def directory_invalid() -> WsmanFault:
 def access_denied() -> WsmanFault:
     """Return the fault for a user who may not do this."""
     return WsmanFault("w:AccessDenied", ACCESS_DENIED, "Access is denied. ", value="s:Sender")
+
+
+def internal_error() -> WsmanFault:
+    """Return the fault for a request that the endpoint itself failed at."""
+    return WsmanFault(
+        "w:InternalError",
+        INTERNAL_ERROR,
+        "The WS-Management service cannot process the request. The service failed internally. ",
+    )
 
 
 def operation_aborted() -> WsmanFault:

@@ -23,7 +23,6 @@ class Trouble(enum.Enum):
     DROP_AFTER = "drop-after"  # the request was processed, its reply is lost
     TOO_LARGE = "413"  # HTTP 413 as http.sys sends it: no SOAP, not processed
     UNAVAILABLE = "503"  # the service is starting
-    UNAUTHORIZED = "401"  # what a starting host answers for a while
     SERVER_ERROR = "500"  # HTTP 500 without a body
     REBOOT = "reboot"  # the host restarts instead of processing it; the connection is cut
     FAULT = "fault"  # a fault of `Strike.make_fault`, not processed
@@ -65,6 +64,7 @@ class Knobs:
     shutdown_grace_s: float = 0.2
     reboot_down_s: float = 0.3
     input_filter: Callable[[bytes], bytes] | None = None
+    _refused_logons: int = 0
     _planned: list[_Planned] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _seen: dict[str, int] = field(default_factory=dict)
@@ -73,6 +73,18 @@ class Knobs:
         """Let trouble come; requests are counted from now."""
         with self._lock:
             self._planned.append(_Planned(strike))
+
+    def refuse_logons(self, times: int) -> None:
+        """Answer 401 to the next right passwords, as a host does while its services start."""
+        with self._lock:
+            self._refused_logons = times
+
+    def take_logon(self) -> bool:
+        """Return whether a right password is let in."""
+        with self._lock:
+            refused = self._refused_logons > 0
+            self._refused_logons -= refused
+            return not refused
 
     def take(self, name: str) -> Strike | None:
         """Count a request (the last part of its action) and return what shall happen to it."""

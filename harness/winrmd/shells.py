@@ -184,7 +184,7 @@ class ShellTable:
                 shell
                 for shell in self._shells.values()
                 if not shell.active and now - shell.last_used > shell.idle_timeout_s
-                # A process that nobody reads from does not keep a shell alive; Windows agrees.
+                # A waiting Receive keeps a shell alive, a process that nobody reads from does not.
             ]
             for shell in over:
                 del self._shells[shell.shell_id]

@@ -25,9 +25,15 @@ from typing import Final, Self
 import spnego
 from spnego._ntlm_raw.crypto import ntowfv1  # its user file needs the hash; there is no public name
 
+from harness.errors import HarnessError
+
 _VARIABLE: Final = "NTLM_USER_FILE"
 # The environment belongs to the process: so does the lock that guards this use of it.
 _environment_lock = threading.Lock()
+
+
+class LogonRefusedError(HarnessError):
+    """A token that proves nobody: a wrong password, an unknown user, or no token at all."""
 
 
 class UserStore:
@@ -46,7 +52,7 @@ class UserStore:
         host = socket.gethostname().upper()
         # Clients name the machine, nothing, or (Go's) the target of the challenge, which pyspnego
         # fills with the name of the real host.
-        domains = dict.fromkeys(["", self._machine.upper(), host, "WORKSTATION"])
+        domains = dict.fromkeys(["", ".", self._machine.upper(), host, "WORKSTATION"])
         lines = [
             f"{domain}\\{name}:0:{'0' * 32}:{ntowfv1(password).hex().upper()}:[U]:LCT-0\n"
             if domain
@@ -111,6 +117,11 @@ class UserStore:
             return spnego.server(protocol=protocol, options=options)
 
     def step(self, context: spnego.ContextProxy, token: bytes) -> bytes | None:
-        """Step a context of this endpoint. Raises what pyspnego raises for a bad token."""
+        """Return the context's answer to a token. Raises LogonRefusedError."""
         with self.visible():
-            return context.step(token)
+            try:
+                return context.step(token)
+            except Exception as error:
+                # pyspnego's parsers raise whatever a damaged token makes them meet, StopIteration
+                # and IndexError among it (found by fuzzing): none of it is more than a refusal.
+                raise LogonRefusedError(f"{type(error).__name__}: {error}") from error

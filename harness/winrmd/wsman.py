@@ -7,6 +7,7 @@ turns faults into envelopes. It knows nothing of sockets.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from harness.winrmd.shells import Shell, ShellTable
 from harness.winrmd.soap import (
     NAMESPACES,
     SHELL_URI,
+    EnvelopeError,
     Request,
     envelope,
     fault_envelope,
@@ -39,6 +41,8 @@ from harness.winrmd.soap import (
     parse_request,
     xml_text,
 )
+
+log = logging.getLogger(__name__)
 
 _DEFAULT_ENVELOPE: Final = 153_600  # what a client that says nothing can take, [MS-WSMV] 2.2.4.24
 _DEFAULT_TIMEOUT_S: Final = 60.0
@@ -98,10 +102,17 @@ class Dispatcher:
             if len(reply) > limit:
                 raise faults.reply_too_large(limit)
             return Reply(200, reply, dropped=dropped)
-        except faults.WsmanFault as fault:
-            machine = self._config.machine
-            reply = fault_envelope(fault, relates_to=message_id, machine=machine)
-            return Reply(500, reply, dropped=dropped)
+        except faults.WsmanFault as refused:
+            fault = refused
+        except EnvelopeError:
+            raise
+        except Exception:
+            # The boundary of a request: one that breaks a handler gets a fault, as on Windows.
+            log.exception("a request broke its handler")
+            fault = faults.internal_error()
+        machine = self._config.machine
+        reply = fault_envelope(fault, relates_to=message_id, machine=machine)
+        return Reply(500, reply, dropped=dropped)
 
     @property
     def largest_envelope(self) -> int:

@@ -16,7 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz import targets, winrm
+from tests.fuzz.targets import Target
+
+TARGETS = targets.TARGETS | winrm.TARGETS
 
 _HANG_S = 5
 

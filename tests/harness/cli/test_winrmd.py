@@ -47,6 +47,7 @@ def test_it_says_when_it_is_ready_and_serves_until_it_is_ended(tmp_path: Path) -
         assert listening[:2] == ["listening", "on"]
         port = int(listening[2].removeprefix("https://127.0.0.1:").removesuffix("/wsman"))
         pem = Path(certificate[1]).read_text()
+        assert list(Path(certificate[1]).parent.iterdir()) == [Path(certificate[1])]  # no key
         der = ssl.PEM_cert_to_DER_cert(pem)
         assert digest == ["sha256", hashlib.sha256(der).hexdigest()]
         with (

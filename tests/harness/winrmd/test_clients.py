@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -155,7 +156,7 @@ def test_pywinrm_is_told_of_a_wrong_user(make_endpoint: MakeEndpoint) -> None:
         client.open_shell()
 
 
-@pytest.mark.parametrize("name", [USER.upper(), f"WINRMD\\{USER}", f"winrmd\\{USER.lower()}"])
+@pytest.mark.parametrize("name", [USER.upper(), f"WINRMD\\{USER}", f".\\{USER.lower()}"])
 def test_a_user_may_be_spelled_as_on_windows(make_endpoint: MakeEndpoint, name: str) -> None:
     server = make_endpoint()
     with shell(server, username=name) as opened:
@@ -171,6 +172,19 @@ def test_two_endpoints_in_one_process_keep_their_users_apart(make_endpoint: Make
             assert run(opened, "echo in").rc == 0
         with wsman(server, password=wrong) as client, pytest.raises(AuthenticationError):
             client.get_server_config()
+
+
+def test_many_clients_at_once_get_their_own_answers(make_endpoint: MakeEndpoint) -> None:
+    server = make_endpoint()
+
+    def work(number: int) -> bytes:
+        with shell(server, auth="negotiate" if number % 2 else "ntlm") as opened:
+            return b"".join(bytes(run(opened, f"echo {number}").stdout) for _ in range(4))
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(work, range(12)))
+    assert answers == [f"{number}\r\n".encode() * 4 for number in range(12)]
+    assert server.shells.listed() == ()
 
 
 def test_plain_http_without_sealing_is_refused(make_endpoint: MakeEndpoint) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import os
 import socket
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -166,10 +168,10 @@ def test_an_envelope_that_is_too_large_gets_413(make_endpoint: MakeEndpoint) -> 
 def test_an_idle_shell_goes_away(make_endpoint: MakeEndpoint) -> None:
     server = make_endpoint()
     with wsman(server) as client:
-        opened = WinRS(client, idle_time_out=0.5)  # type: ignore[arg-type]
+        opened = WinRS(client, idle_time_out=1)
         opened.open()
-        assert run(opened, 'python -c "import time; time.sleep(.8)"').rc == 0
-        time.sleep(0.9)
+        assert run(opened, 'python -c "import time; time.sleep(1.3)"').rc == 0
+        time.sleep(1.5)
         with pytest.raises(WSManFaultError) as caught:
             opened.command("echo", ["hi"])
         assert caught.value.code == 2150858843
@@ -336,6 +338,35 @@ def test_deleting_a_shell_kills_what_runs_in_it(make_endpoint: MakeEndpoint) -> 
         time.sleep(0.01)
 
 
+def test_closing_an_endpoint_ends_all_that_ran(tmp_path: Path) -> None:
+    config = EndpointConfig(users={USER: PASSWORD}, root=tmp_path)
+    with contextlib.ExitStack() as stack:
+        with WinRmServer(config) as server:
+            opened = stack.enter_context(shell(server))
+            process = Process(
+                opened,
+                'python -c "import os, time; print(os.getpid(), flush=True); time.sleep(60)"',
+            )
+            process.begin_invoke()
+            pid = int(opened.receive("stdout", process.id)[2]["stdout"])
+            opened.opened = False
+        assert not Path(f"/proc/{pid}").exists()
+        with pytest.raises(requests.exceptions.ConnectionError):
+            opened.command("echo", ["hi"])
+
+
+def test_it_listens_on_ipv6_too(make_endpoint: MakeEndpoint) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 loopback here: {error}")
+    server = make_endpoint(address="::1")
+    assert server.url == f"http://[::1]:{server.port}/wsman"
+    with requests.Session() as session:
+        session.trust_env = False
+        assert session.post(server.url).status_code == 401
+
+
 def test_nothing_of_the_endpoints_environment_reaches_a_process(
     make_endpoint: MakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,6 +439,12 @@ def test_bodies_that_are_none(
     plain: WinRmServer, body: bytes, headers: dict[str, str], status: int
 ) -> None:
     assert post(plain, body, **headers)[0] == status
+
+
+def test_there_is_nothing_to_get(plain: WinRmServer) -> None:
+    with requests.Session() as session:
+        session.trust_env = False
+        assert session.get(plain.url).status_code == 405
 
 
 def test_other_paths_do_not_exist(plain: WinRmServer) -> None:
@@ -485,18 +522,19 @@ def test_a_port_that_is_taken_is_said_and_leaves_nothing(
         pass
 
 
-def test_closing_leaves_no_file_of_the_users(tmp_path: Path) -> None:
-    config = EndpointConfig(users={USER: PASSWORD}, root=tmp_path, auth=(AuthScheme.NTLM,))
-    import tempfile
-
-    before = set(os.listdir(tempfile.gettempdir()))
+def test_closing_leaves_no_file_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, root = tmp_path / "temporary", tmp_path / "root"
+    temporary.mkdir()
+    root.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    config = EndpointConfig(users={USER: PASSWORD}, root=root, auth=(AuthScheme.NTLM,))
     with WinRmServer(config) as server:
-        made = set(os.listdir(tempfile.gettempdir())) - before
-        stores = [Path(tempfile.gettempdir(), name) for name in made if "winrmd" in name]
-        own = [store for store in stores if store.exists() and (store / "users").exists()]
-        assert own
-        for store in own:
-            assert store.stat().st_mode & 0o077 == 0
-            assert PASSWORD not in (store / "users").read_text()
         assert server.listening
+        (store,) = temporary.iterdir()
+        assert store.stat().st_mode & 0o077 == 0
+        assert USER in (store / "users").read_text()
+        assert PASSWORD not in (store / "users").read_text()
+    assert list(temporary.iterdir()) == []
     assert "NTLM_USER_FILE" not in os.environ

@@ -85,6 +85,8 @@ class EchoHandler:
 
     def answer(self, operation: Operation) -> str:
         assert self.control is not None
+        if operation.name == "Break":
+            raise RuntimeError("boom")
         if operation.name == "Reboot":
             self.control.reboot()
         return f"<e:Boot xmlns:e='urn:e'>{self.control.boot.number}</e:Boot>"
@@ -191,6 +193,17 @@ def test_a_handler_restarts_its_host_and_learns_the_new_boot(
     assert [boot.number for boot in handler.boots] == [2]
 
 
+def test_a_request_that_breaks_its_handler_is_a_fault_and_no_more(
+    server: WinRmServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with wsman(server) as client:
+        with pytest.raises(WSManFaultError) as caught:
+            client.invoke(_URI + "/Break", _URI, None)
+        assert caught.value.code == 1359
+        assert "boom" in caplog.text
+        assert boot_number(client) == "1"
+
+
 def test_a_planned_reboot_takes_the_request_with_it(
     server: WinRmServer, handler: EchoHandler
 ) -> None:
@@ -208,7 +221,7 @@ def test_a_planned_reboot_takes_the_request_with_it(
 
 
 def test_a_starting_host_may_answer_401_to_the_right_password(server: WinRmServer) -> None:
-    server.config.knobs.plan(Strike(Trouble.UNAUTHORIZED, "Get"))
+    server.config.knobs.refuse_logons(1)
     with wsman(server) as client, pytest.raises(AuthenticationError):
         boot_number(client)
     with wsman(server) as client:
@@ -231,6 +244,12 @@ def test_a_program_of_the_endpoint_reads_and_writes_like_any_other(
         process = run(opened, 'PowerShell.exe -Command "a b"', stdin=b"text ")
         assert (process.rc, process.stdout) == (7, b"TEXT PowerShell.exe -Command a b")
         assert run(opened, "curl --version").rc == 1
+
+
+def test_the_launcher_of_python_takes_its_version_switch(make_endpoint: MakeEndpoint) -> None:
+    with shell(make_endpoint()) as opened:
+        assert run(opened, 'py -3 -c "import sys; print(sys.argv[1])" a').stdout == b"a\n"
+        assert run(opened, "py.exe -V").stdout.startswith(b"Python 3")
 
 
 def test_a_host_may_mangle_what_it_is_sent(make_endpoint: MakeEndpoint) -> None:
