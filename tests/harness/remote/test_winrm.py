@@ -189,8 +189,6 @@ def test_reading_goes_on_after_a_lost_answer_on_a_new_connection(
     ("trouble", "error", "repeated"),
     [
         (Trouble.TOO_LARGE, RequestTooLargeError, False),
-        # A host that is starting asks for another login; the first sealed body is then unreadable.
-        (Trouble.UNAUTHORIZED, ConnectionLostError, True),
         (Trouble.UNAVAILABLE, ConnectionLostError, True),
         (Trouble.SERVER_ERROR, RemoteError, False),
     ],
