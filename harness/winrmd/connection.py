@@ -83,6 +83,7 @@ class ConnectionHandler(http.server.BaseHTTPRequestHandler):
             self.connection.settimeout(self.endpoint.config.connection_idle_s)
         except BaseException:
             self.endpoint.left(self._raw)
+            self._raw.close()  # after wrap_socket nobody else would
             raise
         self._auth = self.endpoint.new_auth()
 
