@@ -1,0 +1,1 @@
+"""A WinRM endpoint where there is no Windows: real sockets, real authentication, real processes."""
