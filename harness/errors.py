@@ -7,11 +7,22 @@
     ├── InfrastructureError         what the run stands on, not the product under test
     │   ├── MissingProgramError     a program or package that is not installed
     │   ├── ImageBuildError         the utility VM image cannot be built or is damaged
-    │   └── ComputeServiceError     the compute service refused or failed a request
-    │       ├── LaunchError         a virtual machine that did not start
-    │       ├── SystemNotFoundError
-    │       ├── SystemExitedError   the utility VM is gone
-    │       └── ComputeTimeoutError no answer within the deadline; the outcome is unknown
+    │   ├── ComputeServiceError     the compute service refused or failed a request
+    │   │   ├── LaunchError         a virtual machine that did not start
+    │   │   ├── SystemNotFoundError
+    │   │   ├── SystemExitedError   the utility VM is gone
+    │   │   └── ComputeTimeoutError no answer within the deadline; the outcome is unknown
+    │   └── RemoteError             a Windows host did not do what was asked
+    │       ├── AuthError           it does not let us in
+    │       ├── CertificateError    its certificate is not the one that was expected
+    │       ├── ConnectionLostError the connection could not be made, or broke
+    │       │   └── OutputLostError while output was on its way: a part of it may be missing
+    │       ├── RemoteTimeoutError  no answer within the deadline
+    │       ├── QuotaError          a WinRM quota is used up: later, it may not be
+    │       ├── RequestTooLargeError
+    │       ├── ShellGoneError      the shell or command is unknown: a restart, or idle for long
+    │       ├── RemoteCommandError  the host refused or failed a request of ours
+    │       └── TransferError       a file did not arrive as it was sent
     ├── GuestError                  the guest answered with an HRESULT
     ├── BridgeClosedError           the GCS bridge is closed; the cause is chained
     ├── ProtocolError               the peer broke the protocol
@@ -82,6 +93,75 @@ class SystemExitedError(ComputeServiceError):
 
 class ComputeTimeoutError(ComputeServiceError):
     """No answer within the deadline: the outcome is unknown."""
+
+
+class RemoteError(InfrastructureError):
+    """A Windows host did not do what was asked.
+
+    `host` is its name; `code` the WSMan fault or HTTP status, where there was one; `maybe_ran`
+    says that the request may have been carried out all the same.
+    """
+
+    def __init__(
+        self, message: str, *, host: str, code: int | None = None, maybe_ran: bool = False
+    ) -> None:
+        super().__init__(f"{host}: {message}" if code is None else f"{host}: {message} ({code})")
+        self.host = host
+        self.code = code
+        self.maybe_ran = maybe_ran
+
+
+class AuthError(RemoteError):
+    """The host does not let us in, or not to this."""
+
+
+class CertificateError(RemoteError):
+    """The host's certificate is not the expected one, or nobody known vouches for it."""
+
+
+class ConnectionLostError(RemoteError):
+    """The connection could not be made, or broke; `maybe_ran` tells the two apart."""
+
+
+class OutputLostError(ConnectionLostError):
+    """The connection broke while output was on its way: a part of it may be missing."""
+
+
+class RemoteTimeoutError(RemoteError):
+    """No answer within the deadline."""
+
+
+class QuotaError(RemoteError):
+    """A WinRM quota of the host is used up."""
+
+
+class RequestTooLargeError(RemoteError):
+    """A request is larger than the host takes."""
+
+
+class ShellGoneError(RemoteError):
+    """The host knows the shell or command no more: it restarted, or the shell idled too long."""
+
+
+class RemoteCommandError(RemoteError):
+    """The host refused or failed a request; `error_id` is PowerShell's, where it has one."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        host: str,
+        code: int | None = None,
+        command: str = "",
+        error_id: str = "",
+    ) -> None:
+        super().__init__(f"{command}: {message}" if command else message, host=host, code=code)
+        self.command = command
+        self.error_id = error_id
+
+
+class TransferError(RemoteError):
+    """A file did not arrive as it was sent."""
 
 
 class GuestError(HarnessError):

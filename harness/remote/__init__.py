@@ -1,0 +1,1 @@
+"""Windows hosts over WinRM: commands, PowerShell, files, and what each can fail with."""
