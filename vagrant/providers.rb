@@ -46,16 +46,26 @@ module LcowLab
       settings.cpus = machine.cpus
       settings.memory = machine.memory_mib
       settings.nested = true
-      settings.cpu_mode = "host-passthrough"
-      settings.machine_type = "q35"
-      # With TSX visible Hyper-V does not start inside of some processors.
-      %w[rtm hle].each { |name| settings.cpu_feature(name: name, policy: "disable") }
+      processor(settings)
       ENLIGHTENMENTS.each { |name| settings.hyperv_feature(name: name, state: "on") }
       settings.hyperv_feature(name: "spinlocks", state: "on", retries: "8191")
       # stimer works with this clock alone.
       settings.clock_timer(name: "hypervclock", present: "yes")
       # Windows does not change from one firmware to the other: take the one that the box has.
       settings.loader = ENV["HV_UEFI_LOADER"] || UEFI_LOADER if machine.firmware == "uefi"
+    end
+
+    # With TSX visible Hyper-V does not start inside of some processors (an automatic-repair loop).
+    # The provider switches features off only in a named model: HV_CPU_MODEL, of those that
+    # `virsh cpu-models x86_64` lists. Without one the guest sees the processor as it is.
+    def processor(settings)
+      unless given("HV_CPU_MODEL")
+        settings.cpu_mode = "host-passthrough"
+        return
+      end
+      settings.cpu_mode = "custom"
+      settings.cpu_model = ENV["HV_CPU_MODEL"]
+      %w[rtm hle].each { |name| settings.cpu_feature(name: name, policy: "disable") }
     end
 
     def hyperv(settings, override, machine)
