@@ -30,6 +30,7 @@ from harness.devlab.inventoryfile import (
     write_inventory,
     write_whole,
 )
+from harness.devlab.machines import HostStatus
 from harness.devlab.processes import (
     ProcessIdentity,
     processes_with_argument,
@@ -59,15 +60,6 @@ class LocalHost:
     process: ProcessIdentity
     port: int
     pin: str
-
-
-@dataclass(frozen=True, slots=True)
-class HostStatus:
-    """What `status` says of a host."""
-
-    name: str
-    address: str
-    state: str
 
 
 class LocalLab:

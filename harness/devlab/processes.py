@@ -26,9 +26,7 @@ _STATE, _START = 0, 19  # fields 3 and 22 of /proc/PID/stat, counted behind the 
 def require_proc() -> None:
     """Raise UsageError where processes cannot be told apart."""
     if not (_PROC / "self" / "stat").exists():
-        raise UsageError(
-            f"pretend hosts need /proc, which {sys.platform} lacks: use Linux, or WSL on Windows"
-        )
+        raise UsageError(f"pretend hosts need Linux (WSL on Windows), not {sys.platform}")
 
 
 def boot_id() -> str:
@@ -63,68 +61,64 @@ class ProcessIdentity:
 
     def end(self, *, patience_s: float) -> None:
         """Terminate it, and kill it where it stays; nothing happens to another of its number."""
-        assert sys.platform != "win32", "require_proc refused"
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            if not self._send(number):
-                break
-            deadline = time.monotonic() + patience_s
-            while self.running:
-                if time.monotonic() >= deadline:
+        if sys.platform != "win32":
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                if not self._send(number):
                     break
-                time.sleep(_POLL_S)
-        self._reap()
-
-    def _reap(self) -> None:
-        # It is our child only where the same process that started it ends it.
-        assert sys.platform != "win32", "require_proc refused"
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
+                deadline = time.monotonic() + patience_s
+                while self.running and time.monotonic() < deadline:
+                    time.sleep(_POLL_S)
+            # It is our child only where the same process that started it ends it.
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self.pid, os.WNOHANG)
 
     def _send(self, number: signal.Signals) -> bool:
-        assert sys.platform == "linux", "require_proc refused"
-        try:
-            # The descriptor holds on to the process: what is checked is what gets the signal.
-            descriptor = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return False
-        try:
-            if not self.running:
+        if sys.platform == "linux":
+            try:
+                # The descriptor holds on to the process: what is checked is what gets the signal.
+                descriptor = os.pidfd_open(self.pid)
+            except ProcessLookupError:
                 return False
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(descriptor, number)
-        finally:
-            os.close(descriptor)
-        return True
+            try:
+                if self.running:
+                    signal.pidfd_send_signal(descriptor, number)
+                    return True
+            except ProcessLookupError:
+                pass  # it ended in between
+            finally:
+                os.close(descriptor)
+        return False
 
 
 def spawn_detached(argv: Sequence[str], *, environment: Mapping[str, str], log: Path) -> int:
     """Start a program that outlives this one, in a session of its own, and return its number.
 
-    It reads nothing and writes into `log`. Raises OSError.
+    It reads nothing and writes into `log`. Raises OSError, UsageError on Windows.
     """
-    assert sys.platform != "win32", "require_proc refused"
-    writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, str(log), writing, 0o600),
-        (os.POSIX_SPAWN_DUP2, 1, 2),
-    ]
-    return os.posix_spawn(argv[0], list(argv), environment, file_actions=actions, setsid=True)
+    if sys.platform != "win32":
+        writing = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), writing, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        return os.posix_spawn(argv[0], list(argv), environment, file_actions=actions, setsid=True)
+    raise UsageError("processes that outlive their starter are for Linux: use WSL on Windows")
 
 
 def processes_with_argument(argument: str) -> Iterator[ProcessIdentity]:
     """Yield the processes of this user that were started with exactly that argument."""
-    assert sys.platform != "win32", "require_proc refused"
-    wanted = os.fsencode(argument)
-    for folder in _PROC.iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            arguments = (folder / "cmdline").read_bytes().split(b"\0")
-            mine = folder.stat().st_uid == os.geteuid()
-        except OSError:
-            continue  # it ended meanwhile
-        if mine and wanted in arguments:
-            found = ProcessIdentity.of(int(folder.name))
-            if found is not None:
-                yield found
+    if sys.platform != "win32":
+        wanted = os.fsencode(argument)
+        for folder in _PROC.iterdir():
+            if not folder.name.isdigit() or int(folder.name) == os.getpid():
+                continue
+            try:
+                arguments = (folder / "cmdline").read_bytes().split(b"\0")
+                mine = folder.stat().st_uid == os.geteuid()
+            except OSError:
+                continue  # it ended meanwhile
+            if mine and wanted in arguments:
+                found = ProcessIdentity.of(int(folder.name))
+                if found is not None:
+                    yield found
