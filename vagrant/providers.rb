@@ -46,6 +46,7 @@ module LcowLab
       settings.cpus = machine.cpus
       settings.memory = machine.memory_mib
       settings.nested = true
+      settings.machine_type = "q35"
       processor(settings)
       ENLIGHTENMENTS.each { |name| settings.hyperv_feature(name: name, state: "on") }
       settings.hyperv_feature(name: "spinlocks", state: "on", retries: "8191")

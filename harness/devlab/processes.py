@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -106,8 +106,9 @@ def spawn_detached(argv: Sequence[str], *, environment: Mapping[str, str], log: 
     raise UsageError("processes that outlive their starter are for Linux: use WSL on Windows")
 
 
-def processes_with_argument(argument: str) -> Iterator[ProcessIdentity]:
-    """Yield the processes of this user that were started with exactly that argument."""
+def processes_with_argument(argument: str) -> list[ProcessIdentity]:
+    """Return the processes of this user that were started with exactly that argument."""
+    found: list[ProcessIdentity] = []
     if sys.platform != "win32":
         wanted = os.fsencode(argument)
         for folder in _PROC.iterdir():
@@ -119,6 +120,7 @@ def processes_with_argument(argument: str) -> Iterator[ProcessIdentity]:
             except OSError:
                 continue  # it ended meanwhile
             if mine and wanted in arguments:
-                found = ProcessIdentity.of(int(folder.name))
-                if found is not None:
-                    yield found
+                identity = ProcessIdentity.of(int(folder.name))
+                if identity is not None:
+                    found.append(identity)
+    return found
