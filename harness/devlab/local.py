@@ -33,7 +33,7 @@ from harness.devlab.inventoryfile import (
 from harness.devlab.machines import HostStatus
 from harness.devlab.processes import (
     ProcessIdentity,
-    processes_with_argument,
+    processes_of,
     require_proc,
     spawn_detached,
 )
@@ -129,7 +129,7 @@ class LocalLab:
             hosts, inventory = (), None  # damaged: the command lines tell what to end
         processes = {host.process for host in hosts}
         for disk in self.folder.glob("*/disk"):
-            processes.update(processes_with_argument(str(disk)))
+            processes.update(processes_of(disk.resolve()))
         for process in processes:
             process.end(patience_s=_END_PATIENCE_S)
         if left := [process.pid for process in processes if process.running]:
@@ -141,7 +141,7 @@ class LocalLab:
 
     def _spawn(self, name: str) -> tuple[str, int]:
         home = self.folder / name
-        disk = home / "disk"
+        disk = (home / "disk").resolve()
         disk.mkdir(parents=True)
         password = secrets.token_urlsafe(24)
         write_whole(home / "password", password)

@@ -20,7 +20,8 @@ from harness.errors import UsageError
 
 _PROC: Final = Path("/proc")
 _POLL_S: Final = 0.02
-_STATE, _START = 0, 19  # fields 3 and 22 of /proc/PID/stat, counted behind the name
+# Fields 3, 7 and 22 of /proc/PID/stat, counted behind the name.
+_STATE, _TERMINAL, _START = 0, 4, 19
 
 
 def require_proc() -> None:
@@ -34,6 +35,14 @@ def boot_id() -> str:
     return (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
 
 
+def _stat(pid: int) -> list[str] | None:
+    try:
+        text = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
     """One process of one boot."""
@@ -45,12 +54,8 @@ class ProcessIdentity:
     @classmethod
     def of(cls, pid: int) -> Self | None:
         """Return the identity of a running process, None where there is none (a zombie is none)."""
-        try:
-            stat = (_PROC / str(pid) / "stat").read_text("utf-8", "replace")
-        except OSError:
-            return None
-        fields = stat.rpartition(")")[2].split()
-        if fields[_STATE] in ("Z", "X"):
+        fields = _stat(pid)
+        if fields is None or fields[_STATE] in ("Z", "X"):
             return None
         return cls(pid, int(fields[_START]), boot_id())
 
@@ -106,21 +111,25 @@ def spawn_detached(argv: Sequence[str], *, environment: Mapping[str, str], log: 
     raise UsageError("processes that outlive their starter are for Linux: use WSL on Windows")
 
 
-def processes_with_argument(argument: str) -> list[ProcessIdentity]:
-    """Return the processes of this user that were started with exactly that argument."""
+def processes_of(folder: Path) -> list[ProcessIdentity]:
+    """Return this user's processes that were started with exactly `folder` as an argument, or
+    work in or below it and have no terminal: whoever looks around there is nobody's process.
+    """
     found: list[ProcessIdentity] = []
     if sys.platform != "win32":
-        wanted = os.fsencode(argument)
-        for folder in _PROC.iterdir():
-            if not folder.name.isdigit() or int(folder.name) == os.getpid():
+        wanted = os.fsencode(str(folder))
+        for entry in _PROC.iterdir():
+            if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
             try:
-                arguments = (folder / "cmdline").read_bytes().split(b"\0")
-                mine = folder.stat().st_uid == os.geteuid()
+                if entry.stat().st_uid != os.geteuid():
+                    continue
+                named = wanted in (entry / "cmdline").read_bytes().split(b"\0")
+                inside = (entry / "cwd").readlink().is_relative_to(folder)
             except OSError:
                 continue  # it ended meanwhile
-            if mine and wanted in arguments:
-                identity = ProcessIdentity.of(int(folder.name))
-                if identity is not None:
-                    found.append(identity)
+            fields = _stat(int(entry.name))
+            identity = ProcessIdentity.of(int(entry.name))
+            if identity and fields and (named or (inside and fields[_TERMINAL] == "0")):
+                found.append(identity)
     return found

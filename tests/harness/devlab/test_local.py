@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.devlab.local import LocalLab
-from harness.devlab.processes import ProcessIdentity, processes_with_argument
+from harness.devlab.processes import ProcessIdentity, processes_of
 from harness.errors import UsageError
 from harness.hosts.inventory import Inventory
 from harness.remote.deadline import Deadline
@@ -23,6 +23,9 @@ from harness.remote.winrm import WinRM
 from harness.remote.wire import Endpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pretend hosts need /proc")
+
+
+_SLEEP = "import time; print('up', flush=True); time.sleep(600)"
 
 
 class CommandLine:
@@ -47,7 +50,7 @@ class CommandLine:
         return [
             process
             for disk in self.lab.folder.glob("*/disk")
-            for process in processes_with_argument(str(disk))
+            for process in processes_of(disk.resolve())
         ]
 
 
@@ -82,17 +85,23 @@ def test_two_hosts_come_up_run_commands_and_go_down_without_a_trace(lab: Command
     endpoint = Endpoint("local-1", first.address, first.port, "ntlm", first.tls, "lab", password)
     with WinRM(endpoint) as host:
         answer = host.run(["cmd", "/c", "hostname"], deadline=Deadline.after(30))
-    assert answer.text == "LOCAL-1"
+        assert answer.text == "LOCAL-1"
+        shell = host.open_shell(deadline=Deadline.after(30))
+        running = shell.start(["python", "-c", _SLEEP], deadline=Deadline.after(30))
+        assert running.read(deadline=Deadline.after(30)).stdout.strip() == b"up"
+        with pytest.raises(UsageError, match="lcowlab lab down"):
+            lab.lab.up(1, inventory=inventory)
+        assert [each.state for each in lab.lab.status()] == ["running", "running"]
 
-    before = sorted(lab.processes(), key=lambda process: process.started)
-    assert len(before) == 2
-    assert [host.state for host in lab.lab.status()] == ["running", "running"]
-    with pytest.raises(UsageError, match="lcowlab lab down"):
-        lab.lab.up(1, inventory=inventory)
-
-    # Killed as by the kernel: said so, and no obstacle to going down.
-    os.kill(before[0].pid, signal.SIGKILL)
-    _wait_until_gone(before[0])
+        before = lab.processes()
+        endpoint_process, sleeper = sorted(
+            processes_of((lab.lab.folder / "local-1/disk").resolve()), key=lambda each: each.started
+        )
+        # Killed as by the kernel: said so, and no obstacle to going down. What ran in it goes on.
+        os.kill(endpoint_process.pid, signal.SIGKILL)
+        _wait_until_gone(endpoint_process)
+    assert sleeper.running
+    assert len(before) == 3
     status = lab("status", "--json")
     states = sorted(host["state"] for host in json.loads(status.stdout)["hosts"])
     assert (states, status.returncode) == (["dead", "running"], 3)
@@ -101,7 +110,7 @@ def test_two_hosts_come_up_run_commands_and_go_down_without_a_trace(lab: Command
     assert len(set(secrets)) == 2
     shown = [inventory.read_text(), up.stdout, up.stderr, status.stdout]
     shown += [path.read_text() for path in lab.lab.folder.glob("*/log")]
-    shown += [Path(f"/proc/{before[1].pid}/cmdline").read_text()]
+    shown += [Path(f"/proc/{each.pid}/cmdline").read_text() for each in before if each.running]
     assert not [secret for secret in secrets for text in shown if secret in text]
 
     down = lab("down")
