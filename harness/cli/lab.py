@@ -133,7 +133,7 @@ def ssh(
     """Run a command on a host of the lab and exit with its code, or open a terminal."""
     if not command:
         pretend = _local()
-        if pretend.exists:
+        if pretend.exists and name in [host.name for host in pretend.status()]:
             raise UsageError(f"a pretend host has no terminal: lcowlab lab ssh {name} COMMAND…")
         return Vagrant(path).terminal(name)
     with _connect(name, inventory) as host:
