@@ -21,9 +21,9 @@ from harness.devlab.vagrant import Vagrant
 from harness.errors import UsageError
 from harness.hosts.inventory import FILE_NAME, Inventory
 from harness.remote.deadline import Deadline
+from harness.remote.endpoint import Endpoint
 from harness.remote.passwords import fetch_password
 from harness.remote.winrm import WinRM
-from harness.remote.wire import Endpoint
 
 app = typer.Typer(help="Hosts to develop with: by Vagrant, or pretended.", no_args_is_help=True)
 snapshots = typer.Typer(help="Snapshots of machines.", no_args_is_help=True)

@@ -18,9 +18,9 @@ from harness.devlab.processes import ProcessIdentity, processes_of
 from harness.errors import UsageError
 from harness.hosts.inventory import Inventory
 from harness.remote.deadline import Deadline
+from harness.remote.endpoint import Endpoint
 from harness.remote.passwords import fetch_password
 from harness.remote.winrm import WinRM
-from harness.remote.wire import Endpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pretend hosts need /proc")
 
