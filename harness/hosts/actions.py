@@ -69,17 +69,19 @@ _SHUTDOWN_PENDING = 1190  # ERROR_SHUTDOWN_IS_SCHEDULED
 
 @dataclass(frozen=True, slots=True)
 class RestartAction:
-    """A restart, in two seconds so that its own answer still comes."""
+    """A restart, after a moment in which its own answer still comes."""
+
+    delay_s: int = 2
 
     @property
     def text(self) -> str:
         """See `Action.text`."""
-        return "shutdown /r /f /t 2"
+        return f"shutdown /r /f /t {self.delay_s}"
 
     def run(self, winrm: WinRM, *, deadline: Deadline) -> None:
         """Ask for it once. What the host answers while it goes down is no failure of the asking."""
         try:
-            done = winrm.run(("shutdown", "/r", "/f", "/t", "2"), deadline=deadline)
+            done = winrm.run(tuple(self.text.split()), deadline=deadline)
         except (ConnectionLostError, ShellGoneError) as error:
             if error.maybe_ran:
                 return  # the boot identity will tell

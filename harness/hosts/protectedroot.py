@@ -21,6 +21,7 @@ from harness.errors import RemoteCommandError, UnprotectedRootError
 from harness.hosts.actions import Action, powershell, program
 from harness.remote.deadline import Deadline
 from harness.remote.powershell import Command
+from harness.remote.psrp import Plain
 from harness.remote.winrm import WinRM
 
 FOLDERS: Final = ("journal", "lease", "cache", "agent", "bundle")
@@ -67,15 +68,21 @@ class ProtectedRoot:
             return RootState(
                 exists=False, folders=found, wrong="there is no such folder", owned=False
             )
+        ours = (self.path, *(self.inside(name) for name in FOLDERS if name in found))
         try:
-            (acl,) = winrm.powershell(
-                Command.build("Get-Acl", {"LiteralPath": (self.path,)}), deadline=deadline
+            lists = winrm.powershell(
+                Command.build("Get-Acl", {"LiteralPath": ours}), deadline=deadline
             )
         except RemoteCommandError as error:
             return RootState(exists=True, folders=found, wrong=str(error), owned=False)
-        sddl = str(acl.get("Sddl", "")) if isinstance(acl, dict) else ""
-        owner, wrong = judge_sddl(sddl)
-        return RootState(exists=True, folders=found, wrong=wrong, owned=owner in _TRUSTED.values())
+        owner, wrong = judge_sddl(_sddl(lists[0]))
+        owned = owner in _TRUSTED.values()
+        for path, each in zip(ours[1:], lists[1:], strict=True):
+            # Made before the root was locked, it would still belong to whoever made it.
+            inner, what = judge_sddl(_sddl(each), inherits=True)
+            if inner not in _TRUSTED.values() or (what and not wrong):
+                wrong, owned = f"{path}: {what}", False
+        return RootState(exists=True, folders=found, wrong=wrong, owned=owned)
 
     def verify(self, winrm: WinRM, *, deadline: Deadline) -> None:
         """Return if the root is ours alone. Raises UnprotectedRootError saying what is wrong."""
@@ -114,7 +121,6 @@ class ProtectedRoot:
                     f"*{_ADMINISTRATORS}:(OI)(CI)F",
                 )
             )
-        # Without -Force: a folder that came between is an error.
         actions.extend(
             _directory(self.inside(name)) for name in FOLDERS if name not in state.folders
         )
@@ -125,11 +131,15 @@ def _directory(path: str) -> Action:
     return powershell("New-Item", {"Path": (path,), "ItemType": "Directory"})
 
 
-def judge_sddl(sddl: str) -> tuple[str, str]:
+def _sddl(acl: Plain) -> str:
+    return str(acl.get("Sddl", "")) if isinstance(acl, dict) else ""
+
+
+def judge_sddl(sddl: str, *, inherits: bool = False) -> tuple[str, str]:
     """Return the owner's SID, and what is wrong with an SDDL text (empty if it is as it must be).
 
-    It must belong to SYSTEM or Administrators, inherit nothing, and let exactly these two in,
-    fully and for all that is made below.
+    It must belong to SYSTEM or Administrators, and let exactly these two in, fully and for all
+    that is made below. `inherits` allows that it got these entries from its parent.
     """
     match = _SDDL.fullmatch(sddl.partition("S:(")[0])
     if match is None:
@@ -138,7 +148,7 @@ def judge_sddl(sddl: str) -> tuple[str, str]:
     if owner not in _TRUSTED.values():
         return owner, f"it belongs to {owner}"
     flags = match["d"].partition("(")[0]
-    if "P" not in flags:
+    if "P" not in flags and not inherits:
         return owner, "it inherits from its parent"
     full: set[str] = set()
     for text in _ACE.findall(match["d"]):

@@ -23,6 +23,7 @@ class RestartPatience:
     timeout_s: float = 1200.0
     sessions: int = 3
     interval_s: float = 5.0
+    delay_s: int = 2
 
 
 def restart_host(winrm: WinRM, before: BootIdentity, patience: RestartPatience) -> BootIdentity:
@@ -33,7 +34,7 @@ def restart_host(winrm: WinRM, before: BootIdentity, patience: RestartPatience) 
     """
     deadline = Deadline.after(patience.timeout_s)
     if read_boot(winrm, deadline=deadline.capped(60)).same(before):
-        RestartAction().run(winrm, deadline=deadline.capped(60))
+        RestartAction(patience.delay_s).run(winrm, deadline=deadline.capped(60))
     return wait_for_boot(winrm, before, patience, deadline=deadline)
 
 
