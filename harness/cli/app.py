@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from harness.cli import doctor, hosts, run, scenario, uvm, winrmd
+from harness.cli import doctor, hosts, provision, run, scenario, uvm, winrmd
 from harness.cli.exit_codes import ExitCode
 from harness.errors import HarnessError, InfrastructureError, LeakError, UsageError
 from snapshotter.errors import SnapshotterError, UnavailableError
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
+app.command("provision")(provision.provision)
 app.command("winrmd")(winrmd.winrmd)
 app.add_typer(hosts.app, name="hosts")
 app.add_typer(scenario.app, name="scenario")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +16,11 @@ from rich.table import Table
 
 from harness.errors import UsageError
 from harness.hosts.connecting import connect_host
-from harness.hosts.facts import FactsCache, HostFacts, drift, probe_host
-from harness.hosts.inventory import Host, Inventory
+from harness.hosts.facts import FactsCache, HostFacts, drift, probe_host, read_boot
+from harness.hosts.hostscripts import HostScripts
+from harness.hosts.inventory import FILE_NAME, VARIABLE, Host, Inventory
+from harness.hosts.lease import LeaseKeeper, LeaseRecord
+from harness.hosts.protectedroot import ProtectedRoot
 from harness.remote.deadline import Deadline
 
 app = typer.Typer(help="Windows hosts of the inventory.", no_args_is_help=True)
@@ -139,6 +145,123 @@ def probe(
                 typer.echo(f"{name}: {change.what} was {change.before}, is {change.after}")
     if json_:
         print_json("lcowlab.hostprobe/1", hosts=documents)
+
+
+LeaseVerb = Callable[[LeaseKeeper, Deadline], LeaseRecord]
+PythonOption = Annotated[str, typer.Option(help="Python on the host.")]
+
+
+def _with_lease(
+    inventory: Path | None, expression: str, *, python: str, verb: LeaseVerb
+) -> list[tuple[str, LeaseRecord]]:
+    known = Inventory.load(inventory)
+    records = []
+    for name in known.select(expression):
+        host = known.hosts[name]
+        root = ProtectedRoot(host.root)
+        deadline = Deadline.after(60)
+        with connect_host(name, host) as winrm:
+            root.verify(winrm, deadline=deadline)
+            boot = read_boot(winrm, deadline=deadline)
+            records.append(
+                (name, verb(LeaseKeeper(HostScripts(winrm, python), root, boot), deadline))
+            )
+    return records
+
+
+def _print_leases(records: list[tuple[str, LeaseRecord]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            "lcowlab.leases/1",
+            hosts=[{"host": n, **asdict(r), "state": r.state.value} for n, r in records],
+        )
+        return
+    for name, record in records:
+        tail = ", ".join(filter(None, (record.owner, record.note)))
+        draining = ", draining" if record.draining else ""
+        typer.echo(f"{name}: {record.state.value}{draining}{f' ({tail})' if tail else ''}")
+
+
+@app.command("lease")
+def lease(
+    hosts: HostsArgument,
+    *,
+    inventory: InventoryOption = None,
+    python: PythonOption = "python",
+    json_: JsonOption = False,
+) -> None:
+    """Show who has each host: free, busy, dirty, cleaning or quarantined."""
+    records = _with_lease(
+        inventory, hosts, python=python, verb=lambda keeper, until: keeper.show(deadline=until)
+    )
+    _print_leases(records, as_json=json_)
+
+
+@app.command("drain")
+def drain(
+    hosts: HostsArgument,
+    *,
+    note: Annotated[str, typer.Option(help="Why; shown to whoever wants the host.")] = "",
+    inventory: InventoryOption = None,
+    python: PythonOption = "python",
+    json_: JsonOption = False,
+) -> None:
+    """Let nobody take hosts any more; whoever has one keeps it until the release."""
+    records = _with_lease(
+        inventory,
+        hosts,
+        python=python,
+        verb=lambda keeper, until: keeper.drain(note, deadline=until),
+    )
+    _print_leases(records, as_json=json_)
+
+
+@app.command("reset")
+def reset(
+    hosts: HostsArgument,
+    *,
+    inventory: InventoryOption = None,
+    python: PythonOption = "python",
+    json_: JsonOption = False,
+) -> None:
+    """Declare hosts free, whatever they were; whoever held one finds its lease lost."""
+    records = _with_lease(
+        inventory, hosts, python=python, verb=lambda keeper, until: keeper.reset(deadline=until)
+    )
+    _print_leases(records, as_json=json_)
+
+
+@app.command("add")
+def add(
+    name: str,
+    address: str,
+    *,
+    user: Annotated[str, typer.Option(help="DOMAIN\\user, user@REALM or a local user.")],
+    password_env: Annotated[str, typer.Option(help="The variable that holds the password.")],
+    port: Annotated[int, typer.Option()] = 5986,
+    auth: Annotated[str, typer.Option(help="negotiate, ntlm, kerberos, basic, credssp.")] = (
+        "negotiate"
+    ),
+    tls: Annotated[str, typer.Option(help="verify, pin:sha256:HEX, or off.")] = "verify",
+    tag: Annotated[list[str] | None, typer.Option(help="May be repeated.")] = None,
+    inventory: InventoryOption = None,
+) -> None:
+    """Write a host into the inventory; the file keeps all else that is in it."""
+    file = inventory or Path(os.environ.get(VARIABLE) or FILE_NAME)
+    before = file.read_text("utf-8") if file.exists() else ""
+    lines = ["", f"[hosts.{json.dumps(name)}]"]
+    values = {"address": address, "port": port, "user": user, "auth": auth, "tls": tls}
+    # A JSON string without DEL is a TOML basic string, and so are numbers and lists.
+    lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+    lines.append(f"password = {{ env = {json.dumps(password_env)} }}")
+    if tag:
+        lines.append(f"tags = {json.dumps(tag)}")
+    text = before.rstrip() + "\n".join(["", *lines, ""]) if before else "\n".join([*lines[1:], ""])
+    Inventory.parse(text, source=f"{file} with {name}")
+    beside = file.with_name(f"{file.name}.{os.getpid()}.new")
+    beside.write_text(text, "utf-8")
+    beside.replace(file)
+    typer.echo(f"{name} is in {file}: lcowlab hosts probe {name}")
 
 
 @app.command("schema")
