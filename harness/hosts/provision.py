@@ -25,10 +25,29 @@ from harness.errors import (
     RemoteTimeoutError,
     ShellGoneError,
 )
+from harness.hosts.agentstep import Agent
 from harness.hosts.facts import probe_host
 from harness.hosts.journal import Journal
 from harness.hosts.restarts import RestartPatience, restart_host
-from harness.hosts.steps import Assessment, Look, Options, State, Step, standard_steps
+from harness.hosts.settingsteps import (
+    CrashDumps,
+    Defender,
+    EventLogs,
+    Firewall,
+    PowerPlan,
+    Quotas,
+    UpdatePause,
+)
+from harness.hosts.steps import Assessment, Look, Options, State, Step
+from harness.hosts.systemsteps import (
+    BitLocker,
+    Features,
+    HypervisorLaunch,
+    PendingRestart,
+    Preflight,
+    Python,
+    Root,
+)
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 
@@ -71,6 +90,27 @@ class Outcome:
     def changed(self) -> bool:
         """Whether anything was changed."""
         return bool(self.ran) or self.restarts > 0
+
+
+def standard_steps() -> tuple[Step, ...]:
+    """Return the steps in the order in which they are taken."""
+    return (
+        Preflight(),
+        BitLocker(),
+        PendingRestart(),
+        Root(),
+        Quotas(),
+        Firewall(),
+        Defender(),
+        PowerPlan(),
+        UpdatePause(),
+        Features(),
+        HypervisorLaunch(),
+        CrashDumps(),
+        EventLogs(),
+        Python(),
+        Agent(),
+    )
 
 
 class Provisioner:
