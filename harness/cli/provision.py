@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.cli.hosts import HostsArgument, InventoryOption, JsonOption, print_json
+from harness.errors import UsageError
 from harness.hosts.connecting import connect_host
 from harness.hosts.inventory import Inventory
 from harness.hosts.protectedroot import ProtectedRoot
@@ -24,6 +25,9 @@ def provision(
         bool, typer.Option("--plan", help="Print what would run, and change nothing.")
     ] = False,
     python: Annotated[str, typer.Option(help="Python on the host.")] = "python",
+    least_python: Annotated[
+        str, typer.Option(metavar="X.Y", help="The oldest Python that will do.")
+    ] = "3.12",
     feature_source: Annotated[
         str, typer.Option(help="Path on the host with the files of removed features.")
     ] = "",
@@ -33,6 +37,9 @@ def provision(
 
     A second call finds nothing to do. A call after one that broke off goes on from there.
     """
+    major, dot, minor = least_python.partition(".")
+    if not (dot and major.isdecimal() and minor.isdecimal()):
+        raise UsageError(f"--least-python wants X.Y, such as 3.12, not {least_python!r}")
     known = Inventory.load(inventory)
     documents: list[dict[str, object]] = []
     for name in known.select(hosts):
@@ -41,6 +48,7 @@ def provision(
             root=ProtectedRoot(host.root),
             port=host.port,
             python=python,
+            least_python=(int(major), int(minor)),
             feature_source=feature_source,
         )
         with connect_host(name, host) as winrm:

@@ -10,7 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli.app import app
+from harness.hosts.protectedroot import ProtectedRoot
+from harness.remote.deadline import Deadline
 from tests.harness.hosts.pretend import CANARY, pretend_host
+
+ROOT = ProtectedRoot("C:\\ProgramData\\lcowlab")
 
 
 def run(*arguments: str) -> str:
@@ -53,6 +57,18 @@ def test_a_host_is_added_probed_planned_and_drained(
         assert not pretend.host.local_path("C:\\ProgramData\\lcowlab").exists()
         refused = CliRunner().invoke(app, ["hosts", "lease", "win-01"])
         assert "cannot be trusted" in str(refused.exception)
+
+        with pretend.connect() as winrm:
+            soon = Deadline.after(20)
+            for action in ROOT.mend(ROOT.read(winrm, deadline=soon), host="win-01"):
+                action.run(winrm, deadline=soon)
+        (lease,) = document("hosts", "lease", "win-01")["hosts"]
+        assert (lease["state"], lease["token"]) == ("free", 0)
+        assert "quarantined (a broken disk)" in run(
+            "hosts", "drain", "win-01", "--note", "a broken disk"
+        )
+        (lease,) = document("hosts", "reset", "win-01")["hosts"]
+        assert (lease["state"], lease["token"]) == ("free", 1)
     for file in (tmp_path / "cache", tmp_path / "hv.toml"):
         for each in [file, *file.rglob("*")]:
             assert not each.is_file() or CANARY not in each.read_text("utf-8")

@@ -25,7 +25,7 @@ def wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:
     path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for each, data in files.items():
-            archive.writestr(each, data)
+            archive.writestr(zipfile.ZipInfo(each), data)  # one date: the same bytes again
     return path
 
 
