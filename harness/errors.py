@@ -22,7 +22,10 @@
     │       ├── RequestTooLargeError
     │       ├── ShellGoneError      the shell or command is unknown: a restart, or idle for long
     │       ├── RemoteCommandError  the host refused or failed a request of ours
-    │       └── TransferError       a file did not arrive as it was sent
+    │       ├── TransferError       a file did not arrive as it was sent
+    │       ├── UnprotectedRootError our folder there is not SYSTEM's and Administrators' alone
+    │       ├── ProvisionError      a step of provisioning is blocked, or did not hold
+    │       └── LeaseError          the host is not ours to use: busy, dirty, quarantined, or lost
     ├── GuestError                  the guest answered with an HRESULT
     ├── BridgeClosedError           the GCS bridge is closed; the cause is chained
     ├── ProtocolError               the peer broke the protocol
@@ -164,6 +167,18 @@ class RemoteCommandError(RemoteError):
 
 class TransferError(RemoteError):
     """A file did not arrive as it was sent."""
+
+
+class UnprotectedRootError(RemoteError):
+    """Our folder on the host can be written by others: nothing of ours may run from it."""
+
+
+class ProvisionError(RemoteError):
+    """A step of provisioning cannot be done on this host, or did not hold."""
+
+
+class LeaseError(RemoteError):
+    """The host is not ours to use, or no longer."""
 
 
 class GuestError(HarnessError):

@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from harness.cli import doctor, lab, run, scenario, uvm, winrmd
+from harness.cli import deploy, doctor, hosts, lab, provision, run, scenario, uvm, winrmd
 from harness.cli.exit_codes import ExitCode
 from harness.errors import HarnessError, InfrastructureError, LeakError, UsageError
 from snapshotter.errors import SnapshotterError, UnavailableError
@@ -22,7 +22,11 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
+app.command("provision")(provision.provision)
+app.command("deploy")(deploy.deploy)
 app.command("winrmd")(winrmd.winrmd)
+app.add_typer(deploy.app, name="bundle")
+app.add_typer(hosts.app, name="hosts")
 app.add_typer(lab.app, name="lab")
 app.add_typer(scenario.app, name="scenario")
 app.add_typer(uvm.app, name="uvm")

@@ -1,0 +1,184 @@
+r"""Our agent on a host: installed as a scheduled task, reached through files in the protected root.
+
+The task runs as SYSTEM from `agent\agent.py` in the root, starts with the host, and has no time
+limit. WinRM only relays: the answer to a request is kept by its id, so that a dropped connection
+asks on instead of running it again.
+"""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from xml.sax.saxutils import escape
+
+from harness.errors import RemoteCommandError, RemoteTimeoutError
+from harness.hosts.hostscripts import HostScripts, script_source
+from harness.hosts.protectedroot import ProtectedRoot
+from harness.remote.deadline import Deadline
+from harness.remote.files import HostFiles
+from harness.remote.powershell import Command
+from harness.remote.transport import CompletedRemote
+from harness.remote.winrm import WinRM
+
+TASK: Final = "agent"
+FOLDER: Final = "\\lcowlab\\"
+SYSTEM: Final = "S-1-5-18"
+_WAIT_S: Final = 20.0
+_POLL_S: Final = 0.1
+
+
+def task_xml(python: str, script: str, folder: str) -> str:
+    """Return the task: SYSTEM, highest privileges, at boot, one instance, no time limit.
+
+    Source: [MS-TSCH] 2.5.
+    """
+    arguments = escape(f'-I -u -X utf8 "{script}" "{folder}"')
+    return f"""<?xml version="1.0" encoding="UTF-16"?>
+<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
+  <Triggers><BootTrigger><Enabled>true</Enabled></BootTrigger></Triggers>
+  <Principals><Principal id="Author">
+    <UserId>{SYSTEM}</UserId><RunLevel>HighestAvailable</RunLevel>
+  </Principal></Principals>
+  <Settings>
+    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
+    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
+    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
+    <AllowHardTerminate>true</AllowHardTerminate>
+    <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
+    <Enabled>true</Enabled>
+    <RestartOnFailure><Interval>PT1M</Interval><Count>10</Count></RestartOnFailure>
+  </Settings>
+  <Actions Context="Author"><Exec>
+    <Command>{escape(python)}</Command>
+    <Arguments>{arguments}</Arguments>
+    <WorkingDirectory>{escape(folder)}</WorkingDirectory>
+  </Exec></Actions>
+</Task>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class HostAgent:
+    """The agent of one host. `python` is the host's own."""
+
+    winrm: WinRM
+    root: ProtectedRoot
+    python: str
+
+    @property
+    def _folder(self) -> str:
+        return self.root.inside("agent")
+
+    def install(self, *, deadline: Deadline) -> None:
+        """Put the agent on the host and start it; one that runs is replaced.
+
+        Raises UnprotectedRootError before anything is written; RemoteError.
+        """
+        self.root.verify(self.winrm, deadline=deadline)
+        script = self.root.inside("agent", "agent.py")
+        with tempfile.TemporaryDirectory(prefix="lcowlab-agent-") as folder:
+            source = Path(folder, "agent.py")
+            source.write_text(script_source("agent"), "utf-8")
+            HostFiles(self.winrm, self.python, self.root.path).put(
+                source, script, deadline=deadline
+            )
+        self.stop(deadline=deadline)
+        xml = task_xml(self.python, script, self._folder)
+        self.root.verify(self.winrm, deadline=deadline)
+        self.winrm.powershell(
+            Command.build(
+                "Register-ScheduledTask",
+                {"TaskName": TASK, "TaskPath": FOLDER, "Xml": xml, "Force": True},
+            ),
+            deadline=deadline,
+        )
+        self.start(deadline=deadline)
+
+    def start(self, *, deadline: Deadline) -> None:
+        """Start the task; one that runs is left alone. Raises RemoteCommandError without a task."""
+        self.winrm.powershell(
+            Command.build("Start-ScheduledTask", {"TaskName": TASK, "TaskPath": FOLDER}),
+            deadline=deadline,
+        )
+
+    def stop(self, *, deadline: Deadline) -> None:
+        """End a running agent; nothing happens where none runs."""
+        if not self._runs(deadline):
+            return
+        self._request({"operation": "stop"}, deadline)
+        # A start while the old one still runs would be ignored (IgnoreNew).
+        while self._runs(deadline):
+            if deadline.passed:
+                raise RemoteTimeoutError("the agent does not end", host=self.winrm.host)
+            time.sleep(_POLL_S)
+
+    def _runs(self, deadline: Deadline) -> bool:
+        try:
+            (task,) = self.winrm.powershell(
+                Command.build("Get-ScheduledTask", {"TaskName": (TASK,), "TaskPath": (FOLDER,)}),
+                deadline=deadline,
+            )
+        except RemoteCommandError as error:
+            if "NotFound" in error.error_id:
+                return False
+            raise
+        return isinstance(task, dict) and task.get("State") == "Running"
+
+    def identity(self, *, deadline: Deadline) -> dict[str, Any]:
+        """Return `user`, `pid` and `python` of the agent that runs. Raises RemoteError."""
+        return self._request({"operation": "identity"}, deadline)
+
+    def run(
+        self, argv: Sequence[str], *, deadline: Deadline, stdin: bytes = b""
+    ) -> CompletedRemote:
+        """Run a program as the agent's user and return what it left (1 MiB of each stream).
+
+        It runs once, whatever happens to the connection. Raises RemoteCommandError when it could
+        not be started or the agent ended under it.
+        """
+        values = self._request(
+            {
+                "operation": "run",
+                "argv": list(argv),
+                "stdin": base64.b64encode(stdin).decode(),
+                "timeout_s": deadline.remaining_s,
+            },
+            deadline,
+        )
+        return CompletedRemote(
+            int(values["exit_code"]),
+            base64.b64decode(values["stdout"]),
+            base64.b64decode(values["stderr"]),
+        )
+
+    def _request(self, request: dict[str, object], deadline: Deadline) -> dict[str, Any]:
+        identity = uuid.uuid4().hex
+        scripts = HostScripts(self.winrm, self.python)
+        while not deadline.passed:
+            values = scripts.ask(
+                "relay",
+                {
+                    "id": identity,
+                    "request": request,
+                    "wait_s": min(_WAIT_S, deadline.remaining_s / 2),
+                },
+                {"agent": self._folder},
+                deadline=deadline,
+            )
+            if "error" in values:
+                raise RemoteCommandError(
+                    str(values["error"]), host=self.winrm.host, command=str(request["operation"])
+                )
+            if "waiting" not in values:
+                return values
+        raise RemoteTimeoutError(
+            "the agent does not answer: look at the task \\lcowlab\\agent",
+            host=self.winrm.host,
+            maybe_ran=True,
+        )

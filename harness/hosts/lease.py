@@ -1,0 +1,102 @@
+"""A lease on a host: who may use it, kept on the host itself; see `onhost.lease` for its states."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from dataclasses import dataclass
+
+from harness.errors import LeaseError
+from harness.hosts.facts import BootIdentity
+from harness.hosts.hostscripts import HostScripts
+from harness.hosts.protectedroot import ProtectedRoot
+from harness.remote.deadline import Deadline
+
+
+class HostState(enum.Enum):
+    """What a host is to those who want it."""
+
+    FREE = "free"
+    BUSY = "busy"
+    DIRTY = "dirty"
+    CLEANING = "cleaning"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """What the host says of its lease; `token` rises with every holder."""
+
+    state: HostState
+    token: int
+    owner: str
+    note: str
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseKeeper:
+    """The lease of one host, in one boot of it. Every call may be repeated; all raise RemoteError.
+
+    A host that restarted since is seen by whoever reads the boot anew: make another keeper then.
+    """
+
+    scripts: HostScripts
+    root: ProtectedRoot
+    boot: BootIdentity
+
+    def show(self, *, deadline: Deadline) -> LeaseRecord:
+        """Return the lease as it is."""
+        return self._ask("show", {}, deadline)
+
+    def acquire(self, owner: str, *, ttl_s: float, deadline: Deadline) -> LeaseRecord:
+        """Take a free host. Raises LeaseError saying who has it or what is wrong with it."""
+        return self._ask(
+            "acquire", {"owner": owner, "ttl_s": ttl_s, "nonce": uuid.uuid4().hex}, deadline
+        )
+
+    def clean(self, owner: str, *, ttl_s: float, deadline: Deadline) -> LeaseRecord:
+        """Take a dirty host in order to clean it; release it as clean or not. Raises LeaseError."""
+        return self._ask(
+            "clean", {"owner": owner, "ttl_s": ttl_s, "nonce": uuid.uuid4().hex}, deadline
+        )
+
+    def renew(self, token: int, *, ttl_s: float, deadline: Deadline) -> LeaseRecord:
+        """Go on holding it. Raises LeaseError when it ran out or is another's."""
+        return self._ask("renew", {"token": token, "ttl_s": ttl_s}, deadline)
+
+    def release(self, token: int, *, dirty: str = "", deadline: Deadline) -> LeaseRecord:
+        """Give it back; `dirty` says what was left behind. Raises LeaseError if it was lost."""
+        return self._ask("release", {"token": token, "clean": not dirty, "note": dirty}, deadline)
+
+    def drain(self, note: str = "", *, deadline: Deadline) -> LeaseRecord:
+        """Let nobody take it any more; whoever has it keeps it until the release."""
+        return self._ask("drain", {"note": note}, deadline)
+
+    def reset(self, *, deadline: Deadline) -> LeaseRecord:
+        """Declare it free, whatever it was; whoever held it finds the lease lost."""
+        return self._ask("reset", {}, deadline)
+
+    def _ask(
+        self, operation: str, parameters: dict[str, object], deadline: Deadline
+    ) -> LeaseRecord:
+        boot = self.boot.boot_id
+        values = self.scripts.ask(
+            "lease",
+            {
+                "operation": operation,
+                "boot": self.boot.began if boot is None else f"boot {boot}",
+                **parameters,
+            },
+            {"lease": self.root.inside("lease")},
+            deadline=deadline,
+        )
+        if refused := values["refused"]:
+            raise LeaseError(str(refused), host=self.scripts.transport.host)
+        return LeaseRecord(
+            HostState(values["state"]),
+            int(values["token"]),
+            str(values["owner"]),
+            str(values["note"]),
+            bool(values["draining"]),
+        )
