@@ -15,6 +15,7 @@ from rich.console import Console
 from harness.cli.exit_codes import ExitCode, exit_code_of
 from harness.errors import UsageError
 from harness.faults import FaultPlan
+from harness.image.demo import ensure_demo_image
 from harness.lab import BACKENDS, Lab, LabConfig
 from harness.qemu.kvm import AcceleratorChoice
 from harness.report.document import run_document
@@ -102,6 +103,8 @@ def run(
             view.close()
         return _report(result, report=report, junit=junit, json_=json_, kept=None)
     with Lab.open(config, progress=lambda text: console.print(f"[dim]{text}[/dim]")) as lab:
+        # Part of the set-up: a scenario's time is its own.
+        ensure_demo_image(progress=lambda text: console.print(f"[dim]{text}[/dim]"))
         view = LiveView(console)
         try:
             result = run_scenarios(lab, chosen, listeners=[view], repeat=repeat)

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from harness.errors import MissingProgramError
+from harness.errors import ComputeServiceError, MissingProgramError
 from harness.qemu.loop import READ, IoLoop
 from harness.qemu.tail import Tail
 
@@ -136,7 +136,7 @@ class Supervisor:
             self._loop.watch(ended, READ, finish)
             return child
         else:  # noqa: RET505 - mypy understands platforms in this form only
-            raise NotImplementedError
+            raise ComputeServiceError("QEMU is run on Linux only; on Windows use Hyper-V")
 
 
 def describe_exit(code: int) -> str:
