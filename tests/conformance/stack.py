@@ -34,6 +34,9 @@ disabled_plugins = [
 [plugins."io.containerd.internal.v1.opt"]
   path = "{folder}/opt"
 
+[plugins."io.containerd.gc.v1.scheduler"]
+  startup_delay = "{first_collection}"
+
 """
 _PROXY = """\
 [proxy_plugins.{name}]
@@ -99,7 +102,14 @@ class Daemon:
 class Stack:
     """containerd, the service, and `ctr`."""
 
-    def __init__(self, folder: Path, mounts: str, proxies: dict[str, Path]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        mounts: str,
+        proxies: dict[str, Path],
+        *,
+        first_collection: str = "100ms",
+    ) -> None:
         self.folder = folder
         self.store = folder / "store"
         self.service = Daemon(
@@ -117,7 +127,7 @@ class Stack:
         )
         config = folder / "config.toml"
         config.write_text(
-            _CONFIG.format(folder=folder)
+            _CONFIG.format(folder=folder, first_collection=first_collection)
             + "".join(
                 _PROXY.format(name=name, socket=socket)
                 for name, socket in {PLUGIN: self.service.socket, **proxies}.items()
@@ -132,10 +142,19 @@ class Stack:
     @classmethod
     @contextlib.contextmanager
     def running(
-        cls, folder: Path, *, mounts: str, proxies: dict[str, Path] | None = None
+        cls,
+        folder: Path,
+        *,
+        mounts: str,
+        proxies: dict[str, Path] | None = None,
+        first_collection: str = "100ms",
     ) -> Iterator[Stack]:
-        """Yield a stack that runs; `proxies` are further proxy plugins by name."""
-        stack = cls(folder, mounts, proxies or {})
+        """Yield a stack that runs; `proxies` are further proxy plugins by name.
+
+        `first_collection` is when containerd collects garbage after its start; with `0s` it does
+        so only after something was removed.
+        """
+        stack = cls(folder, mounts, proxies or {}, first_collection=first_collection)
         try:
             stack.service.start()
             stack.containerd.start()
