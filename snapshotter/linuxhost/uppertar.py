@@ -137,7 +137,8 @@ class _Upper:
             seconds, fraction = divmod(abs(status.st_mtime_ns), _NANO)
             info.pax_headers["mtime"] = f"{sign}{seconds}.{fraction:09d}"
         if info.type == tarfile.SYMTYPE:
-            info.linkname = str(Path(path).readlink())
+            # A Path would drop a slash at the end, which asks for a directory.
+            info.linkname = os.readlink(path)  # noqa: PTH115 (see above)
         elif info.type in (tarfile.CHRTYPE, tarfile.BLKTYPE):
             info.devmajor, info.devminor = os.major(status.st_rdev), os.minor(status.st_rdev)
         elif info.type == tarfile.REGTYPE:

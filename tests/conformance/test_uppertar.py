@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from snapshotter.ext4.layertar import convert_layer
@@ -123,6 +123,7 @@ def in_layer(ext4: Ext4, path: str = "") -> dict[str, tuple[object, ...]]:
 
 @settings(max_examples=40)
 @given(tree=TREES, owner=OWNERS, when=TIMES)
+@example(tree={b"a": ("link", b"./b//c/")}, owner=0, when=0)
 def test_a_layer_holds_the_upper_directory(
     tree: dict[bytes, tuple[object, ...]], owner: int, when: int
 ) -> None:
