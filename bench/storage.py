@@ -13,8 +13,9 @@ from pathlib import Path
 
 from bench.measure import Comparison, Figure, compare
 from snapshotter.scratch.reflink import ReflinkSource
-from snapshotter.scratch.template import Allocation, ScratchTemplate
+from snapshotter.scratch.template import ScratchTemplate
 from snapshotter.units import GIB, KIB, MIB
+from snapshotter.vhdx import Allocation
 
 _SCRATCH = 20 * GIB
 # hcsshim internal/lcow/scratch.go
@@ -114,12 +115,13 @@ def _reflinked_disk(directory: Path, template: ScratchTemplate) -> Iterator[Comp
     with _xfs(directory) as place:
         if place is None:
             return
-        with ReflinkSource.open(place, template) as source:
-            assert source is not None, "XFS shares blocks"
+        opened = ReflinkSource.open(place, template)
+        assert opened is not None, "XFS shares blocks"
+        with opened as source:
 
             def ours() -> None:
                 path = place / "sandbox.vhdx"
-                source.write(path, durable=False)
+                assert source.write_staged(path, durable=False)
                 path.unlink()
 
             yield compare(
