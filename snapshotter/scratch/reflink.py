@@ -20,7 +20,7 @@ from snapshotter.errors import UnavailableError
 from snapshotter.scratch.template import ScratchTemplate
 from snapshotter.units import KIB
 from snapshotter.vhdx.create import VhdxIdentity, VhdxLayout
-from snapshotter.vhdx.publish import new_file, write_out
+from snapshotter.vhdx.publish import create_new, write_out
 
 # No O_TMPFILE there, or no such thing in this kernel.
 _NOT_HERE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR, errno.ENOSYS})
@@ -76,12 +76,17 @@ class ReflinkSource:
         It is not where the file system refuses after all: full, or another one than before.
         Raises AlreadyExistsError, UnavailableError.
         """
-        with new_file(path, durable=durable) as file:
+        shared = False
+
+        def fill(file: LocalBlockFile) -> None:
+            nonlocal shared
             shared = self._share(file)
             if shared:
                 for offset, data in self._layout.identity_pieces(VhdxIdentity.fresh()):
                     # Whole pages: of a part, the rest would be read first.
                     file.write_at(offset, data.ljust(-(-len(data) // _PAGE) * _PAGE, b"\0"))
+
+        create_new(path, fill, durable=durable)
         if not shared:
             path.unlink()
         return shared

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Self
 from uuid import UUID
@@ -78,36 +78,54 @@ class VhdxLayout:
     disk_id_at: int  # its place in the items
     before_items: tuple[tuple[int, bytes], ...]
     after_items: tuple[tuple[int, bytes], ...]
+    zeros: tuple[tuple[int, int], ...] = field(init=False)  # what no piece covers
+
+    def __post_init__(self) -> None:
+        pieces = self._pieces(VhdxIdentity(NO_GUID, NO_GUID, NO_GUID))
+        object.__setattr__(self, "zeros", tuple(_gaps(pieces, self.file_size)))
 
     def stamp(self, identity: VhdxIdentity) -> DiskContent:
         """Return the content of the file with this identity."""
-        first, second, items = self.identity_pieces(identity)
-        identifier, *tables = self.before_items
-        pieces = (identifier, first, second, *tables, items, *self.after_items)
-        return DiskContent(self.file_size, pieces, tuple(_gaps(pieces, self.file_size)))
+        return DiskContent(self.file_size, self._pieces(identity), self.zeros)
 
     def identity_pieces(self, identity: VhdxIdentity) -> tuple[tuple[int, bytes], ...]:
         """Return (offset, bytes) of what differs between files: both headers, then the items.
 
         None of them shares a page of 4 KiB with anything else.
         """
-        header = Header(
-            sequence_number=1,
-            file_write_guid=identity.file_write_guid,
-            data_write_guid=identity.data_write_guid,
+        at = self.disk_id_at
+        items = self.items[:at] + identity.disk_id.bytes_le + self.items[at + _GUID_SIZE :]
+        return (*_headers(identity), (_METADATA_OFFSET + TABLE_SIZE, items))
+
+    def _pieces(self, identity: VhdxIdentity) -> tuple[tuple[int, bytes], ...]:
+        first, second, items = self.identity_pieces(identity)
+        identifier, *tables = self.before_items
+        return (identifier, first, second, *tables, items, *self.after_items)
+
+
+_BLANK_HEADERS: Final = tuple(
+    (
+        at,
+        Header(
+            sequence_number=number,
+            file_write_guid=NO_GUID,
+            data_write_guid=NO_GUID,
             log_guid=NO_GUID,
             log_version=0,
             version=1,
             log_length=_LOG_LENGTH,
             log_offset=_LOG_OFFSET,
-        )
-        at = self.disk_id_at
-        items = self.items[:at] + identity.disk_id.bytes_le + self.items[at + _GUID_SIZE :]
-        return (
-            (HEADER_OFFSETS[0], header.pack()),
-            (HEADER_OFFSETS[1], replace(header, sequence_number=2).pack()),
-            (_METADATA_OFFSET + TABLE_SIZE, items),
-        )
+        ).pack(),
+    )
+    for number, at in enumerate(HEADER_OFFSETS, start=1)
+)
+
+
+def _headers(identity: VhdxIdentity) -> Iterable[tuple[int, bytes]]:
+    """Yield the headers of a new file: blank ones with the GUIDs filled in."""
+    guids = identity.file_write_guid.bytes_le + identity.data_write_guid.bytes_le
+    for at, blank in _BLANK_HEADERS:
+        yield at, Header.with_write_guids(blank, guids)
 
 
 def _joined(pieces: Iterable[tuple[int, bytes]]) -> Iterable[tuple[int, bytes]]:

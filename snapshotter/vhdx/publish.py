@@ -6,7 +6,7 @@ import enum
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -112,15 +112,13 @@ def write_new(
     `durable` flushes the content, not the name. On failure nothing is left. Raises
     AlreadyExistsError, UnavailableError.
     """
-    with new_file(path, durable=durable) as file:
-        _fill(file, content, allocation)
+    create_new(path, lambda file: _fill(file, content, allocation), durable=durable)
 
 
-@contextmanager
-def new_file(path: Path, *, durable: bool) -> Iterator[LocalBlockFile]:
-    """Give the new, empty file `path` to fill, in a folder that nobody reads yet; see `write_new`.
+def create_new(path: Path, fill: Callable[[LocalBlockFile], None], *, durable: bool) -> None:
+    """Have `fill` write the new, empty file `path`, as `write_new` does.
 
-    After any exception in the block it is gone again.
+    After any exception the file is gone again.
     """
     try:
         file = _create(path, path)
@@ -130,7 +128,7 @@ def new_file(path: Path, *, durable: bool) -> Iterator[LocalBlockFile]:
         raise UnavailableError(f"cannot write {path}: {error.strerror}") from error
     try:
         try:
-            yield file
+            fill(file)
             if durable:
                 file.flush()
         finally:
