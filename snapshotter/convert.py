@@ -194,7 +194,7 @@ class _DynamicVhdxTarget:
         layout = replace(
             self._layout,
             file_size=self._end,
-            after_metadata=tuple(self._bat.pieces(self._bat_offset)),
+            after_items=tuple(self._bat.pieces(self._bat_offset)),
         )
         _write_structures(file, layout.stamp(VhdxIdentity.fresh()))
 

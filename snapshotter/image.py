@@ -204,6 +204,7 @@ class _Import:
                         media_type=layer.media_type,
                         diff_id=layer.diff_id,
                         reuse=layers,
+                        read_ahead=True,  # of a file: no read waits for anybody
                     )
                 except (LayerError, DigestMismatchError):
                     # Where the stored bytes are damaged, that is the cause to name.

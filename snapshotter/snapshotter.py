@@ -188,6 +188,7 @@ class Snapshotter:
         """Close; a second call does nothing. Every other call then raises UnavailableError."""
         if self.layers is not None:
             self.layers.close()
+        self._scratches.close()
         self._store.close()
         self._owner.leave()
 

@@ -104,12 +104,12 @@ class PosixBlockFile:
 
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `offset`. Raises UnavailableError (disk full, I/O error)."""
-        view = memoryview(data)
         try:
-            while view:
-                written = os.pwrite(self._descriptor, view, offset)
-                view = view[written:]
-                offset += written
+            written = os.pwrite(self._descriptor, data, offset)
+            if written < len(data):  # rare: the disk is nearly full, or a signal came
+                view = memoryview(data)
+                while written < len(view):
+                    written += os.pwrite(self._descriptor, view[written:], offset + written)
         except OSError as error:  # not _explained: a context costs as much as a short write
             raise UnavailableError(f"cannot write {self.path}: {error.strerror}") from error
 

@@ -11,6 +11,7 @@ from snapshotter.cli.output import JsonOption, operation, print_document, size_t
 from snapshotter.cli.progress import progress_bar
 from snapshotter.errors import AlreadyExistsError, DigestMismatchError
 from snapshotter.labels import check_scratch_size
+from snapshotter.platform import local_platform
 from snapshotter.units import GIB
 
 # The disk formats bring numpy, so each command imports what it needs: `--help` and every
@@ -45,11 +46,13 @@ def create(
 ) -> None:
     """Make a formatted, empty scratch disk."""
     with operation(json_output=json_output):
+        from snapshotter.scratch.maker import allocation_of
         from snapshotter.scratch.template import ScratchTemplate
 
         size = check_scratch_size(size_gb * GIB)
         grow_to = None if grow_to_gb is None else grow_to_gb * GIB
-        ScratchTemplate.build(size, journal_mib=journal_mib, grow_to=grow_to).write(out)
+        template = ScratchTemplate.build(size, journal_mib=journal_mib, grow_to=grow_to)
+        template.write(out, allocation=allocation_of(local_platform()))
         file_size = out.stat().st_size
         if json_output:
             print_document("scratch", {"path": str(out), "size": size, "file_size": file_size})

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import ClassVar, Final, Self
 
 from snapshotter.crc32c import crc32c_raw
@@ -173,7 +174,7 @@ class Superblock:
 
     def pack(self) -> bytes:
         """Return the 1024 bytes, with the checksum computed where the features ask for one."""
-        raw = self.LAYOUT.pack(*astuple(self))
+        raw = self.LAYOUT.pack(*_fields_of(self))
         if not self.has_checksums:
             return raw
         return raw[:-4] + struct.pack("<I", crc32c_raw(CRC_SEED, raw[:-4]))
@@ -200,4 +201,5 @@ class Superblock:
         return decoded
 
 
+_fields_of = attrgetter(*(field.name for field in fields(Superblock)))
 assert Superblock.LAYOUT.size == SUPERBLOCK_SIZE

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import ClassVar, Final, Self
 
 import numpy as np
@@ -109,7 +110,7 @@ class Inode:
 
     def pack(self, number: int, *, seed: int | None) -> bytes:
         """Return the 256 bytes of inode `number`, with its checksum where a `seed` is given."""
-        raw = bytearray(self.LAYOUT.pack(*astuple(self)).ljust(INODE_SIZE, b"\0"))
+        raw = bytearray(self.LAYOUT.pack(*_fields_of(self)).ljust(INODE_SIZE, b"\0"))
         if seed is not None:
             seal_inode(raw, number, seed=seed, generation=self.generation)
         return bytes(raw)
@@ -123,6 +124,7 @@ class Inode:
         return cls(*cls.LAYOUT.unpack(raw[:known].ljust(cls.LAYOUT.size, b"\0")))
 
 
+_fields_of = attrgetter(*(field.name for field in fields(Inode)))  # astuple copies deeply
 assert Inode.LAYOUT.size == 160
 
 INODE_DTYPE: Final = np.dtype(

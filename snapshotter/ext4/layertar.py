@@ -11,12 +11,12 @@ import uuid as uuids
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import BinaryIO, Final
 
 from snapshotter.compression import open_stream
 from snapshotter.errors import InvalidArgumentError, LayerError
 from snapshotter.ext4.format import BLOCK_SIZE
-from snapshotter.ext4.hashing import StreamHasher
+from snapshotter.ext4.hashing import HashedChunks
 from snapshotter.ext4.imagefile import ImageFile
 from snapshotter.ext4.layertree import LayerTree
 from snapshotter.ext4.tarheader import decode_members
@@ -25,9 +25,6 @@ from snapshotter.ext4.verity import VerityTree, write_verity
 from snapshotter.ext4.writer import FIRST_DATA_BLOCK, MAX_DISK_BLOCKS, write_metadata
 from snapshotter.units import GIB, KIB, MIB
 from snapshotter.vhd import fixed_footer
-
-if TYPE_CHECKING:
-    import io
 
 _CHUNK: Final = 512 * KIB  # larger ones leave the processor's cache and are slower
 _NAMESPACE: Final = uuids.UUID("9a5c1a1e-3f0b-5c0e-8f57-7a0d4f6f1d2b")
@@ -72,17 +69,21 @@ def convert_layer(
     durable: bool = True,
     checksums: bool = False,
     verity: bool = False,
+    read_ahead: bool | None = None,
 ) -> ConvertedLayer:
     """Write the layer in `stream` to `target` and return what it is.
 
-    `stream` is read to its end; `progress` is told the uncompressed bytes so far. `durable` means
-    that it survives a power cut from then on. On failure nothing is left and a `target` that was
-    there before is untouched. Raises LayerError, UnavailableError.
+    `stream` is read to its end, by a thread of its own with `read_ahead`: that is for streams
+    whose reads never wait for anybody, and the default for those that can seek. `progress` is told
+    the uncompressed bytes so far. `durable` means that it survives a power cut from then on. On
+    failure nothing is left and a `target` that was there before is untouched.
+    Raises LayerError, UnavailableError.
     """
     limits = limits or ConversionLimits()
     with ImageFile.create(target, durable=durable) as image:
         conversion = _Conversion(image, limits, checksums=checksums, verity=verity)
-        result = conversion.run(open_stream(stream), progress)
+        ahead = stream.seekable() if read_ahead is None else read_ahead
+        result = conversion.run(open_stream(stream), progress, ahead=ahead)
         image.publish()
     return result
 
@@ -104,29 +105,26 @@ class _Conversion:
         )
         self._tree = LayerTree(max_held=limits.max_held)
 
-    def run(self, stream: BinaryIO, progress: Callable[[int], None] | None) -> ConvertedLayer:
+    def run(
+        self, stream: BinaryIO, progress: Callable[[int], None] | None, *, ahead: bool
+    ) -> ConvertedLayer:
         image, scanner = self._image, self._scanner
         image.start_at(FIRST_DATA_BLOCK)
         done = 0
-        with StreamHasher(_CHUNK) as hasher:
-            while True:
-                buffer = hasher.take()
-                count = _read_into(stream, buffer)
-                if not count:
-                    break
-                hasher.hash(buffer, count)
-                done += count
+        with HashedChunks(stream, _CHUNK, ahead=ahead) as chunks:
+            for chunk in chunks:
+                done += len(chunk)
                 if done > self._limits.max_stream:
                     raise LayerError(f"more than {self._limits.max_stream} bytes uncompressed")
                 if not scanner.ended:
-                    image.write_pieces(scanner.feed(buffer[:count]))
+                    image.write_pieces(scanner.feed(chunk))
                     if scanner.batch_is_due:
                         self._collect()
                 if progress:
                     progress(done)
             scanner.finish()
             self._collect()
-            diff_id = f"sha256:{hasher.hexdigest()}"
+            diff_id = f"sha256:{chunks.hexdigest()}"
         image.block = scanner.next_block
         blocks = write_metadata(
             image,
@@ -158,14 +156,3 @@ class _Conversion:
         if self._tree.count + len(members) > self._limits.max_entries:
             raise LayerError(f"more than {self._limits.max_entries} entries")
         self._tree.add(members)
-
-
-def _read_into(stream: BinaryIO | io.BufferedReader, buffer: memoryview) -> int:
-    """Fill `buffer` as far as the stream goes; returns how far that was."""
-    count = 0
-    while count < len(buffer):
-        step: int = stream.readinto(buffer[count:])  # type: ignore[union-attr]
-        if not step:
-            break
-        count += step
-    return count

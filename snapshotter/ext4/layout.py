@@ -16,6 +16,7 @@ Layer order, so that the data can be written while it arrives::
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -207,12 +208,13 @@ def backup_groups(groups: int) -> tuple[int, ...]:
     return tuple(sorted(group for group in found if group < groups))
 
 
-def runs_of(blocks: Blocks) -> list[tuple[int, int]]:
-    """Return (first, count) of each stretch of ascending neighbours."""
-    if not len(blocks):
+def runs_of(starts: Blocks, *, length: int = 1) -> list[tuple[int, int]]:
+    """Return (first, count) of each stretch of neighbours among ascending runs of `length`."""
+    if not len(starts):
         return []
-    breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
-    return [(int(run[0]), len(run)) for run in np.split(blocks, breaks)]
+    breaks = np.flatnonzero(starts[1:] - starts[:-1] != length) + 1
+    edges = [0, *breaks.tolist(), len(starts)]
+    return [(int(starts[low]), (high - low) * length) for low, high in pairwise(edges)]
 
 
 def _check(size: int, journal_mib: int, grow_to: int | None) -> None:

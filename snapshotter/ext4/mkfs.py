@@ -132,9 +132,7 @@ class _Formatter:
             (block * BLOCK_SIZE, raw + bytes(-len(raw) % BLOCK_SIZE))
             for block, raw in sorted(self._pieces.items())
         )
-        first, *others = runs_of(
-            (layout.inode_tables[:, None] + np.arange(layout.table_blocks)).ravel()
-        )
+        first, *others = runs_of(layout.inode_tables, length=layout.table_blocks)
         self._zeros += [(first[0] + 1, first[1] - 1), *others]
         return DiskContent(
             layout.blocks * BLOCK_SIZE,

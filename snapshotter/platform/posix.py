@@ -19,6 +19,7 @@ class PosixPlatform:
     """POSIX calls; open files hinder neither renames nor removals there."""
 
     link_fix: Final = "use a file system with symbolic links"
+    sparse_disks: Final = True
 
     def long(self, path: Path) -> Path:
         """The path itself."""

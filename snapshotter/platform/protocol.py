@@ -19,6 +19,11 @@ class Platform(Protocol):
         """What an administrator has to do where symbolic links are refused."""
         ...
 
+    @property
+    def sparse_disks(self) -> bool:
+        """Whether whoever attaches a disk takes its file with holes."""
+        ...
+
     def long(self, path: Path) -> Path:
         """An absolute path, spelled so that the system takes it at any length."""
         ...

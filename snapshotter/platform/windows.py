@@ -61,6 +61,8 @@ class WindowsPlatform:
         "turn on developer mode, or grant the account the right to create symbolic links"
         " (SeCreateSymbolicLinkPrivilege)"
     )
+    # A sparse VHDX was refused by Windows 10 1809; WSL sets the attribute. So none are made.
+    sparse_disks: Final = False
 
     def __init__(self, kernel: Kernel32) -> None:
         self._kernel = kernel

@@ -1,8 +1,7 @@
 """Scratch disks as clones of one file, on file systems that share blocks (XFS, Btrfs, bcachefs).
 
 The clone shares every block with a nameless template file; what makes it a disk of its own, its
-headers and metadata, is then written over. That is fewer bytes than even the sparse template.
-Linux ioctl_ficlonerange(2).
+headers and metadata items, is then written over.
 """
 
 from __future__ import annotations
@@ -10,120 +9,119 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import sys
-from collections.abc import Iterator
+import weakref
 from pathlib import Path
+from types import TracebackType
 from typing import Final, Self
 
-from snapshotter.blockio import DiskContent
-from snapshotter.errors import AlreadyExistsError, UnavailableError
+from snapshotter.blockio import LocalBlockFile
+from snapshotter.errors import UnavailableError
 from snapshotter.scratch.template import ScratchTemplate
+from snapshotter.units import KIB
+from snapshotter.vhdx.create import VhdxIdentity, VhdxLayout
+from snapshotter.vhdx.publish import create_new, write_out
 
-_FICLONE: Final = 0x4004_9409  # _IOW(0x94, 9, int)
-_NOT_HERE: Final = frozenset(
-    {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.EISDIR, errno.ENOSYS}
-)
+# No O_TMPFILE there, or no such thing in this kernel.
+_NOT_HERE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR, errno.ENOSYS})
+_PAGE: Final = 4 * KIB
+_PROBE: Final = 64 * KIB  # a multiple of any file system's blocks
 
 
 class ReflinkSource:
-    """A template file in a directory, to be cloned into that file system; a context manager."""
+    """A template file in a directory, to be cloned within that file system; a context manager.
 
-    def __init__(self, descriptor: int, template: ScratchTemplate, shared: DiskContent) -> None:
-        self._descriptor = descriptor
-        self._template = template
-        self._shared = dict(shared.pieces)
+    The file has no name: it is gone with the object, or with the process. It is closed only when
+    the last thread that clones it has let go of the object.
+    """
+
+    def __init__(self, file: LocalBlockFile, layout: VhdxLayout) -> None:
+        self._file = file
+        self._layout = layout
+        self._end = weakref.finalize(self, file.close)
 
     @classmethod
-    @contextlib.contextmanager
-    def open(cls, directory: Path, template: ScratchTemplate) -> Iterator[Self | None]:
-        """Yield the source of clones of `template`, or None where files cannot share blocks.
+    def open(cls, directory: Path, template: ScratchTemplate) -> Self | None:
+        """Return the source of clones of `template` in `directory`; None where that cannot be.
 
-        The file has no name: it is gone with the context, or with the process.
         Raises UnavailableError (disk full, no permission).
         """
-        content = template.content()
-        descriptor = -1
-        try:
-            try:
-                descriptor = _nameless(directory)
-                _fill(descriptor, content)
-                supported = _can_clone(directory, descriptor)
-            except OSError as error:
-                if error.errno not in _NOT_HERE:
-                    raise UnavailableError(
-                        f"cannot make a template in {directory}: {error.strerror}"
-                    ) from error
-                supported = False
-            yield cls(descriptor, template, content) if supported else None
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
+        file = _nameless(directory) if _can_share(directory) else None
+        if file is None:
+            return None
+        source = cls(file, template.layout)
+        # Without a hole, so that it is one extent: a clone costs a transaction for each.
+        write_out(file, template.content())
+        file.flush()
+        return source
 
-    def write(self, path: Path, *, durable: bool = True) -> None:
-        """Store a new scratch disk at `path`, as `ScratchTemplate.write` does.
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file; no thread may be cloning it. A second call does nothing."""
+        self._end()
+
+    def write_staged(self, path: Path, *, durable: bool = True) -> bool:
+        """Store a new scratch disk as `ScratchTemplate.write_staged` does; say whether it is there.
+
+        It is not where the file system refuses after all: full, or another one than before.
         Raises AlreadyExistsError, UnavailableError.
         """
-        own = [
-            (offset, data)
-            for offset, data in self._template.content().pieces
-            if self._shared.get(offset) != data
-        ]
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-            descriptor = os.open(temporary, flags, 0o644)
-            try:
-                _clone(descriptor, self._descriptor)
-                for offset, data in own:
-                    os.lseek(descriptor, offset, os.SEEK_SET)
-                    os.write(descriptor, data)
-                if durable:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.link(temporary, path)
-        except FileExistsError as error:
-            raise AlreadyExistsError(f"{path} exists already") from error
-        except OSError as error:
-            raise UnavailableError(f"cannot write {path}: {error.strerror}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        shared = False
+
+        def fill(file: LocalBlockFile) -> None:
+            nonlocal shared
+            shared = self._share(file)
+            if shared:
+                for offset, data in self._layout.identity_pieces(VhdxIdentity.fresh()):
+                    # Whole pages: of a part, the rest would be read first.
+                    file.write_at(offset, data.ljust(-(-len(data) // _PAGE) * _PAGE, b"\0"))
+
+        create_new(path, fill, durable=durable)
+        if not shared:
+            path.unlink()
+        return shared
+
+    def _share(self, file: LocalBlockFile) -> bool:
+        return file.share_from(self._file, 0, 0, self._layout.file_size)
 
 
-def _fill(descriptor: int, content: DiskContent) -> None:
-    os.ftruncate(descriptor, content.size)
-    for offset, data in content.pieces:
-        os.lseek(descriptor, offset, os.SEEK_SET)
-        os.write(descriptor, data)
+def _can_share(directory: Path) -> bool:
+    """Say whether files there can share blocks, by having two of them share one."""
+    with contextlib.ExitStack() as files:
+        pair = [files.enter_context(file) for _ in range(2) if (file := _nameless(directory))]
+        if len(pair) < 2:
+            return False
+        pair[0].write_at(0, bytes(_PROBE))
+        return pair[1].share_from(pair[0], 0, 0, _PROBE)
 
 
 if sys.platform == "linux":
-    import fcntl
 
-    def _clone(target: int, source: int) -> None:
-        fcntl.ioctl(target, _FICLONE, source)
-
-    def _nameless(directory: Path) -> int:
-        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-
-    def _can_clone(directory: Path, source: int) -> bool:
-        probe = _nameless(directory)
+    def _nameless(directory: Path) -> LocalBlockFile | None:
+        """Return a new file without a name. Raises UnavailableError."""
+        flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
         try:
-            _clone(probe, source)
-        finally:
-            os.close(probe)
-        return True
+            return LocalBlockFile(os.open(directory, flags, 0o600), directory)
+        except OSError as error:
+            if error.errno in _NOT_HERE:
+                return None
+            raise UnavailableError(
+                f"cannot make a template in {directory}: {error.strerror}"
+            ) from error
 
 else:
 
-    def _clone(target: int, source: int) -> None:
-        raise OSError(errno.EOPNOTSUPP, f"no clone of {source} to {target} here")
-
-    def _nameless(directory: Path) -> int:
-        raise OSError(errno.EOPNOTSUPP, f"no file without a name in {directory} here")
-
-    def _can_clone(directory: Path, source: int) -> bool:
-        del directory, source
-        return False
+    def _nameless(directory: Path) -> LocalBlockFile | None:
+        """Say that there are none."""
+        del directory
+        return None

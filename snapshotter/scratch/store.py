@@ -1,4 +1,4 @@
-"""Where scratch disks are: one directory a disk, written from a template in memory.
+"""Where scratch disks are: one directory a disk, made from a template in memory.
 
 At a location the template is a file as well, as it is in containerd's own plugin: whoever has put
 one there decides what is in new disks.
@@ -30,31 +30,33 @@ from snapshotter.scratch.location import create_location
 from snapshotter.shelf import Owner, Shelf, discard
 
 if TYPE_CHECKING:
-    from snapshotter.scratch.template import ScratchTemplate
+    from snapshotter.scratch.maker import DiskMaker
     from snapshotter.scratch.templatefile import FileState
 
 _MAX_TEMPLATES: Final = 8
 """Sizes come from clients, and a template takes a few MiB."""
 
 
-class Templates:
-    """Formatted scratch disks in memory, by size and location; the least recently used go first."""
+class DiskMakers:
+    """Templates of scratch disks, by size and location; the least recently used go first."""
 
     def __init__(self, platform: Platform, *, durable: bool) -> None:
         self._platform = platform
         self._durable = durable
         self._lock = threading.Lock()
         self._building: dict[tuple[str, int], threading.Lock] = {}
-        self._built: OrderedDict[tuple[str, int], tuple[FileState, ScratchTemplate]] = OrderedDict()
+        self._built: OrderedDict[tuple[str, int], tuple[FileState, DiskMaker]] = OrderedDict()
 
-    def get(self, location: str, size: int) -> ScratchTemplate:
-        """The template for disks of `size` bytes, built once however many threads ask.
+    def get(self, location: str, size: int, place: Path) -> DiskMaker:
+        """What makes disks of `size` bytes, built once however many threads ask.
 
-        That of a location is the file there, verified again whenever it changed. Raises
-        FailedPreconditionError (the file is no such template), UnavailableError.
+        `place` is the existing directory of the location's disks. The template of a location is
+        the file there, verified again whenever it changed. Raises FailedPreconditionError (the
+        file is no such template), UnavailableError.
         """
         # Imported when the first disk is made: it brings numpy, and most uses of a store make no
         # disk.
+        from snapshotter.scratch.maker import DiskMaker
         from snapshotter.scratch.template import ScratchTemplate
         from snapshotter.scratch.templatefile import TemplateFile
 
@@ -73,12 +75,18 @@ class Templates:
             else:
                 template = file.load_or_create(durable=self._durable)
                 state = file.state()
+            maker = DiskMaker.open(template, place, self._platform)
             with self._lock:
-                self._built[key] = (state, template)
+                self._built[key] = (state, maker)
                 self._building.pop(key, None)
                 while len(self._built) > _MAX_TEMPLATES:
                     self._built.popitem(last=False)
-            return template
+            return maker
+
+    def forget(self) -> None:
+        """Let go of every template, and of the files that clones are made of."""
+        with self._lock:
+            self._built.clear()
 
 
 _FLUSHED_AS_WRITTEN: bool = sys.platform == "win32"
@@ -101,7 +109,7 @@ class ScratchStore:
         self._owner = owner
         self._platform = platform
         self._durable = durable
-        self._templates = Templates(platform, durable=durable)
+        self._makers = DiskMakers(platform, durable=durable)
         self._own = Shelf(root / "scratch", owner, platform, durable=durable)
         self.locations = tuple(str(path) for path in locations)
 
@@ -136,10 +144,10 @@ class ScratchStore:
             create_location(location, self.locations, self._platform)
         shelf = self.shelf(location)
         shelf.create()
-        template = self._templates.get(location, size)
+        maker = self._makers.get(location, size, shelf.path)
         staged = shelf.stage()
         try:
-            self._write(template, staged)
+            self._write(maker, staged)
         except BaseException:
             discard(self._platform, [staged])
             raise
@@ -147,7 +155,7 @@ class ScratchStore:
 
     def write(self, directory: Path, size: int) -> None:
         """Write a fresh disk of `size` bytes into a snapshot's own staged directory, durably."""
-        self._write(self._templates.get("", size), directory)
+        self._write(self._makers.get("", size, self._own.path), directory)
         self._flush(directory)
 
     def flush(self, location: str, number: int) -> None:
@@ -156,13 +164,17 @@ class ScratchStore:
 
     def warm(self, size: int) -> None:
         """Make the template of the root's own disks of `size` bytes now, not for the first one."""
-        self._templates.get("", size)
+        self._makers.get("", size, self._own.path)
 
-    def _write(self, template: ScratchTemplate, directory: Path) -> None:
+    def close(self) -> None:
+        """Let go of the files that clones are made of; a second call does nothing."""
+        self._makers.forget()
+
+    def _write(self, maker: DiskMaker, directory: Path) -> None:
         # On Windows now, on the handle that wrote it, before a scanner can refuse it: NTFS journals
         # names in order, so the rename that publishes the directory brings this one with it.
         durable = self._durable and _FLUSHED_AS_WRITTEN
-        template.write_staged(self._platform.long(directory) / SCRATCH_NAME, durable=durable)
+        maker.make(self._platform.long(directory) / SCRATCH_NAME, durable=durable)
 
     def _flush(self, directory: Path) -> None:
         """Make a new disk durable, its name included.

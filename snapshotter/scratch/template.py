@@ -6,7 +6,6 @@ dozen KiB that are not zero in memory and stores them anew, each time as another
 
 from __future__ import annotations
 
-import enum
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from snapshotter.ext4.format import (
 from snapshotter.ext4.mkfs import format_ext4
 from snapshotter.units import MIB
 from snapshotter.vhdx import (
+    Allocation,
     VhdxDisk,
     VhdxIdentity,
     VhdxLayout,
@@ -37,13 +37,6 @@ DEFAULT_LABEL: Final = "scratch"
 
 # As upstream's scratch (hcsshim internal/lcow/scratch.go): small blocks keep a fresh disk small.
 SCRATCH_BLOCK_SIZE: Final = MIB
-
-
-class Allocation(enum.Enum):
-    """How a file holds what reads as zeros."""
-
-    SPARSE = "sparse"  # as holes, where the file system has them
-    DENSE = "dense"  # written out: for NTFS, where some Windows versions refuse sparse disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +88,9 @@ class ScratchTemplate:
 
         Raises AlreadyExistsError where `path` exists (unless `overwrite`), UnavailableError.
         """
-        content = self.content()
-        if allocation is Allocation.DENSE:
-            content = _written_out(content)
-        write_content(path, content, durable=durable, overwrite=overwrite)
+        write_content(
+            path, self.content(), durable=durable, overwrite=overwrite, allocation=allocation
+        )
 
     def write_staged(
         self,
@@ -111,18 +103,7 @@ class ScratchTemplate:
 
         Raises AlreadyExistsError, UnavailableError; on failure nothing is left there.
         """
-        content = self.content()
-        if allocation is Allocation.DENSE:
-            content = _written_out(content)
-        write_new(Path(path), content, durable=durable)
-
-
-def _written_out(content: DiskContent) -> DiskContent:
-    """Return the same content as one piece: one write, and no hole."""
-    raw = bytearray(content.size)
-    for offset, data in content.pieces:
-        raw[offset : offset + len(data)] = data
-    return DiskContent(content.size, ((0, bytes(raw)),))
+        write_new(Path(path), self.content(), durable=durable, allocation=allocation)
 
 
 def verify_scratch(path: str | os.PathLike[str], *, size: int) -> None:

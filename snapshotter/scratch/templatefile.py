@@ -17,6 +17,7 @@ from snapshotter.blockio import DiskContent
 from snapshotter.errors import AlreadyExistsError, FailedPreconditionError, StorageError
 from snapshotter.labels import DEFAULT_SCRATCH_SIZE
 from snapshotter.platform import Platform
+from snapshotter.scratch.maker import allocation_of
 from snapshotter.scratch.template import SCRATCH_BLOCK_SIZE, ScratchTemplate, verify_scratch
 from snapshotter.units import GIB, KIB, MIB
 from snapshotter.vhdx import VhdxDisk, layout_vhdx
@@ -79,7 +80,7 @@ class TemplateFile:
         if self.state() is None:
             template = ScratchTemplate.build(self.size)
             try:
-                template.write(path, durable=durable)
+                template.write(path, durable=durable, allocation=allocation_of(self._platform))
             except AlreadyExistsError:
                 pass  # another process was faster: its file is as good as any
             else:

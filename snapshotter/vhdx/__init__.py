@@ -13,12 +13,13 @@ from snapshotter.vhdx.info import VhdxInfo
 from snapshotter.vhdx.inspect import inspect_vhdx
 from snapshotter.vhdx.merge import merge_child
 from snapshotter.vhdx.parent import DiskChain, create_child, open_chain, resolve_chain
-from snapshotter.vhdx.publish import write_content, write_into, write_new
+from snapshotter.vhdx.publish import Allocation, write_content, write_into, write_new
 from snapshotter.vhdx.recover import replay_log
 from snapshotter.vhdx.repair import Repair, repair_vhdx
 from snapshotter.vhdx.resize import resize_vhdx
 
 __all__ = [
+    "Allocation",
     "DiskChain",
     "Finding",
     "OwnRange",

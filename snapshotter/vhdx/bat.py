@@ -103,11 +103,9 @@ class BatBuilder:
             number, within = divmod(self._geometry.index(first_block), _PAGE_ENTRIES)
             to_bitmap = ratio - first_block % ratio
             fits = min(count, to_bitmap, _PAGE_ENTRIES - within)
-            page = self._pages.setdefault(number, bytearray(_PAGE_SIZE))
             places = np.arange(fits, dtype=np.uint64) * np.uint64(block_size)
             words = (places + np.uint64(file_offset)) | np.uint64(PayloadState.FULLY_PRESENT)
-            start = within * ENTRY_SIZE
-            page[start : start + fits * ENTRY_SIZE] = words.astype("<u8").tobytes()
+            self._put(number, within, words.astype("<u8").tobytes())
             first_block, count = first_block + fits, count - fits
             file_offset += fits * block_size
 
@@ -122,16 +120,20 @@ class BatBuilder:
     def pieces(self, at: int) -> Iterator[tuple[int, bytes]]:
         """Yield (file offset, bytes) of the pages in use, for a table at file offset `at`."""
         for number in sorted(self._pages):
-            yield at + number * _PAGE_SIZE, bytes(self._pages[number].rstrip(b"\0"))
+            yield at + number * _PAGE_SIZE, bytes(self._pages[number])
 
     def _fill(self, index: int, count: int, word: int) -> None:
         while count:
             number, within = divmod(index, _PAGE_ENTRIES)
-            page = self._pages.get(number)
-            if page is None:
-                page = self._pages[number] = bytearray(_PAGE_SIZE)
             fits = min(count, _PAGE_ENTRIES - within)
-            start = within * ENTRY_SIZE
-            page[start : start + fits * ENTRY_SIZE] = _ENTRY.pack(word) * fits
+            self._put(number, within, _ENTRY.pack(word) * fits)
             index += fits
             count -= fits
+
+    def _put(self, number: int, within: int, words: bytes) -> None:
+        """Write `words` over a page from entry `within` on; a page ends with its last one."""
+        page = self._pages.setdefault(number, bytearray())
+        start = within * ENTRY_SIZE
+        if len(page) < start:
+            page += bytes(start - len(page))
+        page[start : start + len(words)] = words

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Self
 from uuid import UUID
@@ -30,7 +30,13 @@ from snapshotter.vhdx.format import (
     FileIdentifier,
 )
 from snapshotter.vhdx.header import NO_GUID, Header
-from snapshotter.vhdx.metadata import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, TABLE_SIZE, DiskParameters
+from snapshotter.vhdx.metadata import (
+    MAX_BLOCK_SIZE,
+    MIN_BLOCK_SIZE,
+    TABLE_SIZE,
+    VIRTUAL_DISK_ID,
+    DiskParameters,
+)
 from snapshotter.vhdx.publish import write_content
 from snapshotter.vhdx.region import BAT_REGION, METADATA_REGION, RegionEntry, RegionTable
 
@@ -41,6 +47,7 @@ _LOG_LENGTH = 1 * MIB
 _METADATA_OFFSET = 2 * MIB
 _METADATA_LENGTH = 1 * MIB
 _BAT_OFFSET = 3 * MIB
+_GUID_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,57 +68,64 @@ class VhdxIdentity:
 class VhdxLayout:
     """A VHDX file whose identity is still open; `stamp` gives it one.
 
-    Everything but headers and metadata is computed once, so that one layout serves any number of
-    files that differ in their identity alone.
+    Everything but headers and metadata items is computed once, so that one layout serves any
+    number of files that differ in their identity alone.
     """
 
     file_size: int
     disk_size: int
-    block_size: int
-    logical_sector_size: int
-    physical_sector_size: int
-    leave_blocks_allocated: bool
-    parent_locator: bytes | None
-    before_metadata: tuple[tuple[int, bytes], ...]
-    after_metadata: tuple[tuple[int, bytes], ...]
+    items: bytes  # the metadata items, without the disk's id
+    disk_id_at: int  # its place in the items
+    before_items: tuple[tuple[int, bytes], ...]
+    after_items: tuple[tuple[int, bytes], ...]
+    zeros: tuple[tuple[int, int], ...] = field(init=False)  # what no piece covers
+
+    def __post_init__(self) -> None:
+        pieces = self._pieces(VhdxIdentity(NO_GUID, NO_GUID, NO_GUID))
+        object.__setattr__(self, "zeros", tuple(_gaps(pieces, self.file_size)))
 
     def stamp(self, identity: VhdxIdentity) -> DiskContent:
         """Return the content of the file with this identity."""
-        headers = (
-            (
-                at,
-                Header(
-                    sequence_number=number,
-                    file_write_guid=identity.file_write_guid,
-                    data_write_guid=identity.data_write_guid,
-                    log_guid=NO_GUID,
-                    log_version=0,
-                    version=1,
-                    log_length=_LOG_LENGTH,
-                    log_offset=_LOG_OFFSET,
-                ).pack(),
-            )
-            for number, at in enumerate(HEADER_OFFSETS, start=1)
-        )
-        table, items = DiskParameters(
-            disk_size=self.disk_size,
-            block_size=self.block_size,
-            logical_sector_size=self.logical_sector_size,
-            physical_sector_size=self.physical_sector_size,
-            disk_id=identity.disk_id,
-            leave_blocks_allocated=self.leave_blocks_allocated,
-            has_parent=self.parent_locator is not None,
-        ).pack_items(parent_locator=self.parent_locator or b"")
-        identifier, *tables = self.before_metadata
-        pieces = (
-            identifier,
-            *headers,
-            *tables,
-            (_METADATA_OFFSET, table.pack()),
-            (_METADATA_OFFSET + TABLE_SIZE, items),
-            *self.after_metadata,
-        )
-        return DiskContent(self.file_size, pieces, tuple(_gaps(pieces, self.file_size)))
+        return DiskContent(self.file_size, self._pieces(identity), self.zeros)
+
+    def identity_pieces(self, identity: VhdxIdentity) -> tuple[tuple[int, bytes], ...]:
+        """Return (offset, bytes) of what differs between files: both headers, then the items.
+
+        None of them shares a page of 4 KiB with anything else.
+        """
+        at = self.disk_id_at
+        items = self.items[:at] + identity.disk_id.bytes_le + self.items[at + _GUID_SIZE :]
+        return (*_headers(identity), (_METADATA_OFFSET + TABLE_SIZE, items))
+
+    def _pieces(self, identity: VhdxIdentity) -> tuple[tuple[int, bytes], ...]:
+        first, second, items = self.identity_pieces(identity)
+        identifier, *tables = self.before_items
+        return (identifier, first, second, *tables, items, *self.after_items)
+
+
+_BLANK_HEADERS: Final = tuple(
+    (
+        at,
+        Header(
+            sequence_number=number,
+            file_write_guid=NO_GUID,
+            data_write_guid=NO_GUID,
+            log_guid=NO_GUID,
+            log_version=0,
+            version=1,
+            log_length=_LOG_LENGTH,
+            log_offset=_LOG_OFFSET,
+        ).pack(),
+    )
+    for number, at in enumerate(HEADER_OFFSETS, start=1)
+)
+
+
+def _headers(identity: VhdxIdentity) -> Iterable[tuple[int, bytes]]:
+    """Yield the headers of a new file: blank ones with the GUIDs filled in."""
+    guids = identity.file_write_guid.bytes_le + identity.data_write_guid.bytes_le
+    for at, blank in _BLANK_HEADERS:
+        yield at, Header.with_write_guids(blank, guids)
 
 
 def _joined(pieces: Iterable[tuple[int, bytes]]) -> Iterable[tuple[int, bytes]]:
@@ -184,19 +198,26 @@ def layout_vhdx(
         )
     )
     table = regions.pack()[: regions.used_size]
-    return VhdxLayout(
-        file_size=end,
+    metadata, items = DiskParameters(
         disk_size=content.size,
         block_size=block_size,
         logical_sector_size=logical_sector_size,
         physical_sector_size=physical_sector_size,
+        disk_id=NO_GUID,
         leave_blocks_allocated=fixed,
-        parent_locator=parent_locator,
-        before_metadata=(
+        has_parent=has_parent,
+    ).pack_items(parent_locator=parent_locator or b"")
+    return VhdxLayout(
+        file_size=end,
+        disk_size=content.size,
+        items=items,
+        disk_id_at=metadata.locate()[VIRTUAL_DISK_ID][0] - TABLE_SIZE,
+        before_items=(
             (0, FileIdentifier(creator).pack()),
             *((at, table) for at in REGION_TABLE_OFFSETS),
+            (_METADATA_OFFSET, metadata.pack()),
         ),
-        after_metadata=(*bat.pieces(_BAT_OFFSET), *_joined(payload)),
+        after_items=(*bat.pieces(_BAT_OFFSET), *_joined(payload)),
     )
 
 

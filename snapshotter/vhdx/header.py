@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 from uuid import UUID
 
+from snapshotter.crc32c import crc32c
 from snapshotter.errors import VhdxCorruptError, VhdxUnsupportedError
 from snapshotter.vhdx.format import ALIGNMENT, HEADER_OFFSETS, structure_checksum
 
@@ -49,6 +50,16 @@ class Header:
         )
         struct.pack_into("<I", raw, 4, structure_checksum(bytes(raw)))
         return bytes(raw)
+
+    @classmethod
+    def with_write_guids(cls, raw: bytes, guids: bytes) -> bytes:
+        """Return a packed header with other GUIDs: `guids` is FileWriteGuid, then DataWriteGuid.
+
+        For making many headers that differ in nothing else.
+        """
+        head, tail = raw[8:16], raw[48:]
+        checksum = crc32c(b"".join((cls.SIGNATURE, bytes(4), head, guids, tail)))
+        return b"".join((cls.SIGNATURE, checksum.to_bytes(4, "little"), head, guids, tail))
 
     @classmethod
     def unpack(cls, raw: bytes, *, at: int) -> Self:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from snapshotter.blockio import BlockFile, DiskContent, LocalBlockFile
 from snapshotter.errors import AlreadyExistsError, UnavailableError
 from snapshotter.platform.patience import patiently
+from snapshotter.units import MIB
 from snapshotter.vhdx.format import IDENTIFIER_AREA
 
 _CLOSE_ON_EXEC: int = getattr(os, "O_CLOEXEC", 0)
+_ZEROS: Final = memoryview(bytes(MIB))
+
+
+class Allocation(enum.Enum):
+    """How a file holds what reads as zeros."""
+
+    SPARSE = "sparse"  # as holes, where the file system has them
+    DENSE = "dense"  # written out: for NTFS, where some Windows versions refuse sparse disks
 
 
 def write_content(
@@ -23,15 +34,11 @@ def write_content(
     *,
     durable: bool = True,
     overwrite: bool = False,
+    allocation: Allocation = Allocation.SPARSE,
 ) -> None:
-    """Store `content` as a new file at `path`, as `staged_file` does.
-
-    What is not in a piece is left to the file system, as a hole where it has holes.
-    """
+    """Store `content` as a new file at `path`, as `staged_file` does."""
     with staged_file(path, durable=durable, overwrite=overwrite) as file:
-        file.truncate(content.size)
-        for offset, data in content.pieces:
-            file.write_at(offset, data)
+        _fill(file, content, allocation)
 
 
 @contextmanager
@@ -92,12 +99,26 @@ else:
         return LocalBlockFile(os.open(temporary, flags, 0o644), target)
 
 
-def write_new(path: Path, content: DiskContent, *, durable: bool) -> None:
+def write_new(
+    path: Path,
+    content: DiskContent,
+    *,
+    durable: bool,
+    allocation: Allocation = Allocation.SPARSE,
+) -> None:
     """Store `content` as the new file `path`, in a folder that nobody reads yet.
 
     Readers could see it half written, so this is for staged folders: no temporary name, no rename.
     `durable` flushes the content, not the name. On failure nothing is left. Raises
     AlreadyExistsError, UnavailableError.
+    """
+    create_new(path, lambda file: _fill(file, content, allocation), durable=durable)
+
+
+def create_new(path: Path, fill: Callable[[LocalBlockFile], None], *, durable: bool) -> None:
+    """Have `fill` write the new, empty file `path`, as `write_new` does.
+
+    After any exception the file is gone again.
     """
     try:
         file = _create(path, path)
@@ -107,9 +128,7 @@ def write_new(path: Path, content: DiskContent, *, durable: bool) -> None:
         raise UnavailableError(f"cannot write {path}: {error.strerror}") from error
     try:
         try:
-            file.truncate(content.size)
-            for offset, data in content.pieces:
-                file.write_at(offset, data)
+            fill(file)
             if durable:
                 file.flush()
         finally:
@@ -117,6 +136,29 @@ def write_new(path: Path, content: DiskContent, *, durable: bool) -> None:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def _fill(file: LocalBlockFile, content: DiskContent, allocation: Allocation) -> None:
+    """Store `content` in an empty file."""
+    if allocation is Allocation.DENSE:
+        write_out(file, content)
+        return
+    file.truncate(content.size)
+    for offset, data in content.pieces:
+        file.write_at(offset, data)
+
+
+def write_out(file: LocalBlockFile, content: DiskContent) -> None:
+    """Store `content` in an empty file from front to back, without a hole."""
+    parts: list[bytes | memoryview] = []
+    end = 0
+    for offset, data in (*content.pieces, (content.size, b"")):
+        while end < offset:  # gathered by the system: no copy of the zeros is made here
+            parts.append(_ZEROS[: offset - end])
+            end += len(parts[-1])
+        parts.append(data)
+        end += len(data)
+    file.write_from(0, parts)
 
 
 def write_into(file: BlockFile, content: DiskContent) -> None:

@@ -6,16 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from snapshotter import Snapshotter
 from snapshotter.errors import AlreadyExistsError
+from snapshotter.labels import LOCATION
 from snapshotter.scratch.reflink import ReflinkSource
-from snapshotter.scratch.template import Allocation, ScratchTemplate, verify_scratch
+from snapshotter.scratch.template import ScratchTemplate, verify_scratch
 from snapshotter.units import GIB, MIB
-from snapshotter.vhdx import VhdxDisk
+from snapshotter.vhdx import Allocation, VhdxDisk
+from tests.fakes.ntfs import FakeNtfs, NtfsPlatform
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +56,103 @@ def test_a_dense_disk_has_no_hole(template: ScratchTemplate, tmp_path: Path) -> 
     verify_scratch(tmp_path / "dense.vhdx", size=20 * GIB)
 
 
+def disk_id(path: Path) -> uuid.UUID:
+    with VhdxDisk.open(path) as disk:
+        return disk.info().disk_id
+
+
+def is_shared(path: Path) -> bool:
+    """Whether the file shares blocks with another, as FIEMAP tells it (ioctl_fiemap(2))."""
+    command = ["filefrag", "-v", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return "shared" in done.stdout
+
+
 @pytest.mark.root
 def test_clones_are_disks_of_their_own(template: ScratchTemplate, sharing: Path) -> None:
-    with ReflinkSource.open(sharing, template) as source:
-        assert source is not None
+    with ReflinkSource.open(sharing, template) or pytest.fail("XFS shares blocks") as source:
         for name in ("one.vhdx", "two.vhdx"):
-            source.write(sharing / name)
+            assert source.write_staged(sharing / name)
             verify_scratch(sharing / name, size=20 * GIB)
         with pytest.raises(AlreadyExistsError):
-            source.write(sharing / "one.vhdx")
+            source.write_staged(sharing / "one.vhdx")
     template.write(sharing / "plain.vhdx")
-    ids = set()
-    for path in sharing.iterdir():
-        with VhdxDisk.open(path) as disk:
-            ids.add(disk.info().disk_id)
-    assert len(ids) == len(list(sharing.iterdir())) == 3
+    assert len({disk_id(path) for path in sharing.iterdir()}) == len(list(sharing.iterdir())) == 3
     # Beyond the metadata they are the same file.
     tails = {path.read_bytes()[3 * MIB :] for path in sharing.iterdir()}
     assert len(tails) == 1
 
 
+@pytest.mark.root
+def test_writing_to_one_clone_leaves_the_others_alone(
+    template: ScratchTemplate, sharing: Path
+) -> None:
+    with ReflinkSource.open(sharing, template) or pytest.fail("XFS shares blocks") as source:
+        source.write_staged(sharing / "one.vhdx")
+        with VhdxDisk.open(sharing / "one.vhdx", writable=True) as disk:
+            disk.write_at(0, b"x" * 3 * MIB)
+        source.write_staged(sharing / "two.vhdx")
+    verify_scratch(sharing / "two.vhdx", size=20 * GIB)
+
+
+@pytest.mark.root
+def test_what_cannot_be_cloned_after_all_leaves_nothing(
+    template: ScratchTemplate, sharing: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with ReflinkSource.open(sharing, template) or pytest.fail("XFS shares blocks") as source:
+        assert not source.write_staged(elsewhere / "sandbox.vhdx")
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.root
+@pytest.mark.skipif(shutil.which("filefrag") is None, reason="filefrag is not installed")
+def test_a_store_clones_where_files_can_share_blocks(sharing: Path) -> None:
+    with Snapshotter.open(sharing / "root") as store:
+        store.prepare("a")
+        store.prepare("b")
+        disks = [shared.path for key in "ab" if (shared := store.shared_disk(key))]
+        assert len({disk_id(path) for path in disks}) == 2
+        for path in disks:
+            assert is_shared(path)
+            verify_scratch(path, size=20 * GIB)
+    # Nothing keeps the file system busy: the fixture unmounts it.
+
+
+@pytest.mark.root
+@pytest.mark.skipif(shutil.which("filefrag") is None, reason="filefrag is not installed")
+def test_a_location_elsewhere_clones_by_itself(sharing: Path, tmp_path: Path) -> None:
+    place = sharing / "fast"
+    with Snapshotter.open(tmp_path / "root", scratch_locations=[place]) as store:
+        store.prepare("there", labels={LOCATION: str(place)})
+        store.prepare("here")
+        there, here = store.shared_disk("there"), store.shared_disk("here")
+        assert there is not None
+        assert here is not None
+        assert is_shared(there.path)
+        assert not is_shared(here.path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts allocated blocks")
+def test_a_store_writes_disks_out_where_sparse_ones_may_be_refused(
+    tmp_path: Path, ntfs: FakeNtfs
+) -> None:
+    for name, platform in (("ntfs", NtfsPlatform(ntfs)), ("here", None)):
+        with Snapshotter.open(tmp_path / name, durable=False, platform=platform) as store:
+            store.prepare("pod")
+            disk = store.shared_disk("pod")
+            assert disk is not None
+            status = disk.path.stat()
+            assert (status.st_blocks * 512 >= status.st_size) == (name == "ntfs")
+
+
 def test_file_systems_that_cannot_share_blocks_say_so(
     template: ScratchTemplate, tmp_path: Path
 ) -> None:
-    with ReflinkSource.open(
-        Path("/dev/shm") if os.path.isdir("/dev/shm") else tmp_path, template
-    ) as source:
-        if source is not None:
-            pytest.skip("this file system shares blocks")
+    place = Path("/dev/shm") if os.path.isdir("/dev/shm") else tmp_path
+    source = ReflinkSource.open(place, template)
+    if source is not None:
+        source.close()
+        pytest.skip("this file system shares blocks")
     assert not list(tmp_path.iterdir())

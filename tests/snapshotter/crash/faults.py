@@ -65,6 +65,10 @@ class DyingPlatform:
     def link_fix(self) -> str:
         return self._platform.link_fix
 
+    @property
+    def sparse_disks(self) -> bool:
+        return self._platform.sparse_disks
+
     def long(self, path: Path) -> Path:
         return self._platform.long(path)
 
