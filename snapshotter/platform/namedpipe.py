@@ -219,35 +219,38 @@ class PipeListener:
         Raises PipeClosedError after `stop`; OSError, after which another call tries again.
         """
         while True:
-            listening = self._listening()
             try:
-                arrived = listening.wait_for_client()
-            except OSError:
-                self._replace(listening)
-                listening.close()
+                listening = self._listening()
+                try:
+                    arrived = listening.wait_for_client()
+                except OSError:
+                    self._hand_out().close()
+                    raise
+                connected = self._hand_out()
+            except PipeClosedError:
+                self._close_next()
                 raise
-            self._replace(listening)
-            if arrived and not self._stopped:
-                return listening
-            listening.close()
+            if arrived:
+                return connected
+            connected.close()
 
     def stop(self) -> None:
-        """Take no more clients, from any thread; `accept` ends. Connections stay."""
+        """Take no more clients, from any thread; `accept` ends. Connections stay.
+
+        New clients find the pipe busy, or no pipe; the name is ours while there are connections.
+        """
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-            listening = self._next
-        if listening is not None:
-            listening.cancel()
+            if self._next is not None:
+                self._next.cancel()
 
     def close(self) -> None:
         """Give the name up after `stop`, when `accept` has ended; a second call does nothing."""
         self.stop()
+        self._close_next()
         with self._changed:
-            listening, self._next = self._next, None
             security, self._security = self._security, 0
-        if listening is not None:
-            listening.close()
         if security:
             self._calls.free(security)
 
@@ -264,14 +267,24 @@ class PipeListener:
     def _has_room(self) -> bool:
         return self._instances - (self._next is not None) < self._max_clients
 
-    def _replace(self, listening: PipeConnection) -> None:
-        """Have another instance listen, before the name could be free for a moment."""
+    def _hand_out(self) -> PipeConnection:
+        """The instance that a client has come to; another one listens from now on."""
         with self._changed:
-            assert self._next is listening
-            self._next = None
+            connected, self._next = self._next, None
+            assert connected is not None
             if not self._stopped:
+                # Made before the other can be closed: the name is never free.
                 with contextlib.suppress(OSError):  # the next `accept` tries again, and tells
                     self._next = self._instance()
+                return connected
+        connected.close()
+        raise PipeClosedError
+
+    def _close_next(self) -> None:
+        with self._changed:
+            listening, self._next = self._next, None
+        if listening is not None:
+            listening.close()
 
     def _instance(self) -> PipeConnection:
         handle = self._calls.create_pipe(

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+
+def check_arguments(declared: Sequence[Any], arguments: Sequence[object]) -> None:
+    """Raise as ctypes does where arguments are not what a prototype takes."""
+    assert len(arguments) == len(declared)
+    for argument, kind in zip(arguments, declared, strict=True):
+        if not hasattr(argument, "_obj"):  # byref: only a foreign function takes it apart
+            kind.from_param(argument)
 
 
 class ForeignFunction:
@@ -15,10 +23,7 @@ class ForeignFunction:
         self._body = body
 
     def __call__(self, *arguments: Any) -> Any:  # noqa: ANN401
-        assert len(arguments) == len(self.argtypes), self._body
-        for argument, declared in zip(arguments, self.argtypes, strict=True):
-            if not hasattr(argument, "_obj"):  # byref: only a foreign function takes it apart
-                declared.from_param(argument)
+        check_arguments(self.argtypes, arguments)
         return self._body(*(getattr(argument, "_obj", argument) for argument in arguments))
 
 

@@ -108,6 +108,11 @@ class FakePipes:
         with self._lock:
             return len(self._named(path))
 
+    def clients(self, path: str) -> int:
+        """How many clients a pipe has, served or not."""
+        with self._lock:
+            return sum(each.end is not None for each in self._named(path))
+
     def dial(self, path: str, *, through: socket.socket | None = None) -> socket.socket:
         """CreateFile of a client: its end of the pipe. Raises OSError as Windows does.
 
