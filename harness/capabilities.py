@@ -16,10 +16,13 @@ class Capability(enum.StrEnum):
     """A Linux kernel separates the containers: device cgroup, namespaces, capabilities."""
     EXECUTABLES = "executables"
     """Containers run any program, not only those that the model plays."""
+    NATIVE_DISKS = "native-disks"
+    """The host itself opens virtual disks, by an API that is none of ours."""
 
 
 CAPABILITIES: Final = {
-    "qemu": frozenset(Capability),
+    "hcs": frozenset(Capability),
+    "qemu": frozenset(Capability) - {Capability.NATIVE_DISKS},
     "model": frozenset[Capability](),
 }
 """By the compute service's name."""
@@ -28,6 +31,7 @@ WHY_NOT: Final = {
     Capability.REAL_DISKS: "its guests' writes stay in memory",
     Capability.KERNEL: "no kernel runs there",
     Capability.EXECUTABLES: "it plays a few programs and runs none",
+    Capability.NATIVE_DISKS: "its host is not Windows",
 }
 
 

@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Sequence
 
 from harness.errors import UsageError
-from harness.scenarios import crashes, disks, failures, isolation, scratch_life, space
+from harness.scenarios import crashes, disks, failures, isolation, native, scratch_life, space
 from harness.scenarios.scenario import Scenario
 from harness.scenarios.shared_scratch import SHARED_SCRATCH, SHARED_SCRATCH_CRASH
 
 CATALOGUE: tuple[Scenario, ...] = (
+    *native.SCENARIOS,  # first: where disks differ, nothing else is worth its time
     SHARED_SCRATCH,
     SHARED_SCRATCH_CRASH,
     *scratch_life.SCENARIOS,

@@ -26,6 +26,12 @@ _WAKE_S: Final = 0.5
 """A signal may be taken by another thread; the main thread then notices at its next look."""
 
 
+_STOPPING: Final = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)
+)
+"""SIGBREAK is Windows's Ctrl-Break, which alone can be sent to a group of processes there."""
+
+
 class Mounts(StrEnum):
     """What the mounts are made for."""
 
@@ -45,7 +51,11 @@ class LogLevel(StrEnum):
 def serve(
     root: RootOption,
     address: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen: unix:///path/to/socket.")
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where to listen: unix:///path/to/socket, on Windows npipe:////./pipe/NAME.",
+        ),
     ],
     mounts: Annotated[
         Mounts, typer.Option(help="Mounts for LCOW, or mounts that this Linux can mount.")
@@ -58,16 +68,16 @@ def serve(
         float, typer.Option(metavar="SECONDS", min=0, help="How long calls may take at the end.")
     ] = _GRACE_S,
 ) -> None:
-    """Serve containerd's snapshots.v1 and diff.v1 until SIGTERM or SIGINT.
+    """Serve containerd's snapshots.v1 and diff.v1 until SIGTERM, SIGINT or Ctrl-Break.
 
     Prints `listening on ADDRESS` once calls are taken. The log goes to stderr, one JSON
     document a line.
     """
     # Imported here: gRPC takes longer to load than most commands to run.
-    from snapshotter.rpc.address import socket_path
     from snapshotter.rpc.config import ServiceConfig
     from snapshotter.rpc.content import ContainerdContent
     from snapshotter.rpc.diff_v1 import DiffService
+    from snapshotter.rpc.endpoint import endpoint_at
     from snapshotter.rpc.logs import log_to
     from snapshotter.rpc.notify import Readiness, notify
     from snapshotter.rpc.server import Server
@@ -75,16 +85,16 @@ def serve(
 
     stop = threading.Event()
     with operation(json_output=False):
-        path = socket_path(address)
+        endpoint = endpoint_at(address)
         settings = ServiceConfig() if config is None else ServiceConfig.load(config)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOPPING:
             signal.signal(number, lambda *_: stop.set())
         log_to(sys.stderr, level=log_level.value)
         content = ContainerdContent(settings.containerd_address)
         backend = _BACKENDS[mounts](root, settings)
         try:
             layers = DiffService(root.resolve() / "snapshots", content, backend.layers)
-            server = Server.start(path, [SnapshotsService(backend), layers])
+            server = Server.start(endpoint, [SnapshotsService(backend), layers])
             typer.echo(f"listening on {address}")
             sys.stdout.flush()
             notify(Readiness.READY)

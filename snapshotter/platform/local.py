@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
+from snapshotter.errors import InvalidArgumentError
 from snapshotter.platform.posix import PosixPlatform
 from snapshotter.platform.protocol import Platform
+
+if TYPE_CHECKING:
+    from snapshotter.platform.pipecalls import PipeCalls
 
 
 def local_platform() -> Platform:
@@ -20,3 +25,18 @@ def local_platform() -> Platform:
         return WindowsPlatform(Kernel32Dll(library, ctypes.get_last_error))
     else:  # noqa: RET505 (mypy takes what follows a return for unreachable on Windows)
         return PosixPlatform()
+
+
+def local_pipe_calls() -> PipeCalls:
+    """What named pipes of this machine are served with. Raises InvalidArgumentError off Windows."""
+    if sys.platform == "win32":
+        import ctypes
+
+        from snapshotter.platform.pipecalls import PipeCalls
+
+        return PipeCalls(
+            ctypes.WinDLL("kernel32", use_last_error=True),
+            ctypes.WinDLL("advapi32", use_last_error=True),
+            ctypes.get_last_error,
+        )
+    raise InvalidArgumentError("named pipes are on Windows alone; use a unix:// address here")

@@ -19,11 +19,20 @@ LOCK_VIOLATION: Final = 33
 NOT_SUPPORTED: Final = 50
 FILE_EXISTS: Final = 80
 INVALID_PARAMETER: Final = 87
+BROKEN_PIPE: Final = 109
 DISK_FULL: Final = 112
+INSUFFICIENT_BUFFER: Final = 122
 DIR_NOT_EMPTY: Final = 145
 ALREADY_EXISTS: Final = 183
 FILENAME_EXCED_RANGE: Final = 206
+PIPE_BUSY: Final = 231
+NO_DATA: Final = 232
+PIPE_NOT_CONNECTED: Final = 233
 DIRECTORY: Final = 267
+PIPE_CONNECTED: Final = 535
+OPERATION_ABORTED: Final = 995
+IO_PENDING: Final = 997
+NOT_FOUND: Final = 1168
 PRIVILEGE_NOT_HELD: Final = 1314
 
 BUSY: Final = (SHARING_VIOLATION, LOCK_VIOLATION, ACCESS_DENIED)
@@ -40,10 +49,15 @@ _TEXTS: Final[dict[int, tuple[int, str]]] = {
     NOT_SUPPORTED: (errno.EINVAL, "The request is not supported"),
     FILE_EXISTS: (errno.EEXIST, "The file exists"),
     INVALID_PARAMETER: (errno.EINVAL, "The parameter is incorrect"),
+    BROKEN_PIPE: (errno.EPIPE, "The pipe has been ended"),
     DISK_FULL: (errno.ENOSPC, "There is not enough space on the disk"),
     DIR_NOT_EMPTY: (errno.ENOTEMPTY, "The directory is not empty"),
     ALREADY_EXISTS: (errno.EEXIST, "Cannot create a file when that file already exists"),
     FILENAME_EXCED_RANGE: (errno.ENOENT, "The filename or extension is too long"),
+    PIPE_BUSY: (errno.EAGAIN, "All pipe instances are busy"),
+    NO_DATA: (errno.EPIPE, "The pipe is being closed"),
+    PIPE_NOT_CONNECTED: (errno.EPIPE, "No process is on the other end of the pipe"),
+    OPERATION_ABORTED: (errno.EINTR, "The I/O operation has been aborted"),
     DIRECTORY: (errno.ENOTDIR, "The directory name is invalid"),
     PRIVILEGE_NOT_HELD: (errno.EINVAL, "A required privilege is not held by the client"),
 }

@@ -33,11 +33,6 @@ _PROBE_TIMEOUT_S: Final = 2.0
 
 def socket_path(address: str) -> Path:
     """The path of `unix:///path`. Raises InvalidArgumentError for any other address."""
-    if address.startswith("npipe:"):
-        raise InvalidArgumentError(
-            f"cannot listen on {address}: gRPC for Python has no named pipes, which containerd"
-            " for Windows dials; a bridge between the two is not part of this version"
-        )
     path = Path(address.removeprefix(_SCHEME))
     if not address.startswith(_SCHEME) or not path.is_absolute():
         raise InvalidArgumentError(

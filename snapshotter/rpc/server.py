@@ -1,4 +1,4 @@
-"""One gRPC server on one Unix socket.
+"""One gRPC server at one endpoint: a Unix socket, or a named pipe of Windows.
 
 ::
 
@@ -20,9 +20,8 @@ from typing import Any, Final, Protocol, Self
 
 import grpc
 
-from snapshotter.errors import UnavailableError
-from snapshotter.rpc.address import claimed, private_umask
 from snapshotter.rpc.calls import Calls
+from snapshotter.rpc.endpoint import Endpoint, UnixEndpoint
 from snapshotter.rpc.health import HealthService
 
 _log = logging.getLogger(__name__)
@@ -56,33 +55,37 @@ class Server:
         workers: ThreadPoolExecutor,
         calls: Calls,
         health: HealthService,
+        endpoint: Endpoint,
         claim: contextlib.ExitStack,
     ) -> None:
         self._server = server
         self._workers = workers
         self._calls = calls
         self._health = health
+        self._endpoint = endpoint
         self._claim = claim
 
     @classmethod
     def start(
         cls,
-        path: Path,
+        where: Path | Endpoint,
         services: Sequence[Service],
         *,
         workers: int = DEFAULT_WORKERS,
     ) -> Self:
-        """Listen on the socket `path` and serve `services`, and health beside them.
+        """Listen at an endpoint, or a Unix socket's path; serve `services`, and health beside them.
 
-        Raises UnavailableError: another server has the socket, the system refuses.
+        Raises UnavailableError: another server has the address, the system refuses.
         """
+        endpoint = UnixEndpoint(where) if isinstance(where, Path) else where
         calls = Calls()
         health = HealthService([service.name for service in services])
         with contextlib.ExitStack() as claim:
-            claim.enter_context(claimed(path))
+            claim.enter_context(endpoint.claimed())
             pool = ThreadPoolExecutor(workers, thread_name_prefix="call")
             server = grpc.server(
                 pool,
+                interceptors=endpoint.interceptors,
                 options=[
                     ("grpc.max_receive_message_length", _MAX_MESSAGE),
                     ("grpc.max_send_message_length", _MAX_MESSAGE),
@@ -92,19 +95,15 @@ class Server:
             server.add_generic_rpc_handlers(
                 [service.handler(calls) for service in (*services, health)]
             )
-            try:
-                with private_umask():
-                    server.add_insecure_port(f"unix://{path}")
-            except RuntimeError as error:
-                raise UnavailableError(
-                    f"cannot listen on {path}: check that its directory exists and is writable"
-                ) from error
+            endpoint.bind(server)
             server.start()
-            return cls(server, pool, calls, health, claim.pop_all())
+            endpoint.open()
+            return cls(server, pool, calls, health, endpoint, claim.pop_all())
 
     def stop(self, *, grace_s: float) -> bool:
         """Take no more calls, and whether those under way ended within the grace."""
         self._health.stop()
+        self._endpoint.leave()
         self._server.stop(grace_s).wait()
         idle = self._calls.wait_idle(timeout_s=grace_s)
         if not idle:

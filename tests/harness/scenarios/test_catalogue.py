@@ -43,8 +43,10 @@ def test_scenario_on_the_model_passes_and_leaves_nothing(
 
 def test_every_scenario_runs_on_a_real_backend() -> None:
     for scenario in CATALOGUE:
-        assert "qemu" in scenario.backends(), scenario.name
-    assert CAPABILITIES["model"] < CAPABILITIES["qemu"]
+        assert "hcs" in scenario.backends(), scenario.name
+        if Capability.NATIVE_DISKS not in scenario.needs:
+            assert "qemu" in scenario.backends(), scenario.name
+    assert CAPABILITIES["model"] < CAPABILITIES["qemu"] < CAPABILITIES["hcs"]
 
 
 def scenario_of(body: object, *needs: Capability) -> Scenario:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
 from collections.abc import Callable
-from ctypes import wintypes
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from snapshotter.platform import winerror
+from snapshotter.platform import kernel32, winerror
 from snapshotter.platform.kernel32 import (
     FSCTL_DUPLICATE_EXTENTS_TO_FILE,
     INVALID_HANDLE,
@@ -21,8 +17,9 @@ from snapshotter.platform.kernel32 import (
     Kernel32Dll,
 )
 from snapshotter.platform.winerror import winerror_of
-
-HEADERS = Path("/usr/share/mingw-w64/include")
+from tests.fakes.foreign import check_arguments
+from tests.headers import constant, needs_headers, prototype
+from tests.snapshotter.platform.ctypesnames import C_TYPES
 
 
 class Function:
@@ -35,10 +32,7 @@ class Function:
         self.answer: Callable[..., int] = lambda *_: 1
 
     def __call__(self, *arguments: object) -> int:
-        assert len(arguments) == len(self.argtypes)
-        for argument, declared in zip(arguments, self.argtypes, strict=True):
-            if not hasattr(argument, "_obj"):  # byref: only a foreign function takes it apart
-                declared.from_param(argument)
+        check_arguments(self.argtypes, arguments)
         self.calls.append(arguments)
         return self.answer(*arguments)
 
@@ -139,30 +133,30 @@ def test_extents_are_duplicated_by_the_documented_structure(
     )
 
 
-C_TYPES = {
-    "LPCWSTR": wintypes.LPCWSTR,
-    "LPSECURITY_ATTRIBUTES": ctypes.c_void_p,
-    "DWORD": wintypes.DWORD,
-    "PULARGE_INTEGER": ctypes.POINTER(ctypes.c_uint64),
-    "LPDWORD": ctypes.POINTER(wintypes.DWORD),
-    "HANDLE": wintypes.HANDLE,
-    "FILE_INFO_BY_HANDLE_CLASS": ctypes.c_int,
-    "LPVOID": ctypes.c_void_p,
-    "LPOVERLAPPED": ctypes.c_void_p,
-    "WINBOOL": wintypes.BOOL,
-    "BOOLEAN": ctypes.c_ubyte,
-}
-
-
-@pytest.mark.skipif(not HEADERS.is_dir(), reason="mingw-w64's headers are not installed")
+@needs_headers
 @pytest.mark.parametrize("name", sorted(PROTOTYPES))
 def test_prototypes_are_those_of_the_windows_headers(name: str) -> None:
-    declaration = re.compile(rf"(\w+)\s+(?:WINAPI|APIENTRY)\s+{name}\s*\(([^)]*)\)")
-    for header in ("fileapi.h", "winbase.h", "handleapi.h", "ioapiset.h"):
-        text = (HEADERS / header).read_text(errors="replace")
-        if (found := declaration.search(text)) is not None:
-            result, arguments = found.groups()
-            types = [" ".join(each.split()).split(" ")[0] for each in arguments.split(",")]
-            assert PROTOTYPES[name] == (C_TYPES[result], tuple(C_TYPES[each] for each in types))
-            return
-    pytest.fail(f"no header declares {name}")
+    result, arguments = prototype(name, "fileapi.h", "winbase.h", "handleapi.h", "ioapiset.h")
+    assert PROTOTYPES[name] == (C_TYPES[result], tuple(C_TYPES[each] for each in arguments))
+
+
+@needs_headers
+def test_numbers_are_those_of_the_windows_headers() -> None:
+    for name in ("MOVEFILE_REPLACE_EXISTING", "MOVEFILE_WRITE_THROUGH"):
+        assert getattr(kernel32, name) == constant(name, "winbase.h")
+    for name in ("FILE_ATTRIBUTE_NORMAL", "FILE_SHARE_READ", "DELETE"):
+        assert getattr(kernel32, name) == constant(name, "winnt.h")
+    for name in ("CREATE_NEW", "OPEN_EXISTING"):
+        assert getattr(kernel32, name) == constant(name, "fileapi.h")
+
+
+@needs_headers
+def test_error_codes_are_those_of_the_windows_headers() -> None:
+    names = {
+        name: value
+        for name, value in vars(winerror).items()
+        if name.isupper() and isinstance(value, int)
+    }
+    assert len(names) > 20
+    for name, value in names.items():
+        assert value == constant(f"ERROR_{name}", "winerror.h"), name

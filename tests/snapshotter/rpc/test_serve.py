@@ -24,8 +24,9 @@ from snapshotter import Snapshotter
 from snapshotter.cli.serve import open_lcow
 from snapshotter.errors import InvalidArgumentError, UnavailableError
 from snapshotter.labels import LOCATION
-from snapshotter.rpc.address import claimed, socket_path
+from snapshotter.rpc.address import claimed
 from snapshotter.rpc.config import ServiceConfig
+from snapshotter.rpc.endpoint import endpoint_at
 from snapshotter.units import GIB
 from snapshotter.vhdx import VhdxDisk
 from tests.snapshotter.rpc.client import Client
@@ -167,7 +168,10 @@ def test_the_configuration_decides_whether_layers_are_reused(tmp_path: Path, reu
 @pytest.mark.parametrize(
     ("address", "problem"),
     [
-        ("npipe:////./pipe/lcow", "named pipes"),
+        ("npipe:////./pipe/lcow", "on Windows alone"),
+        ("npipe:lcow", "expected npipe:////./pipe/NAME"),
+        ("npipe:////./pipe/a/b", "expected npipe:////./pipe/NAME"),
+        ("npipe:////server/pipe/lcow", "expected npipe:////./pipe/NAME"),
         ("unix://relative", "absolute path"),
         ("/run/x.sock", "expected unix://"),
         ("tcp://127.0.0.1:1", "expected unix://"),
@@ -176,7 +180,7 @@ def test_the_configuration_decides_whether_layers_are_reused(tmp_path: Path, reu
 )
 def test_other_addresses_are_refused_with_the_reason(address: str, problem: str) -> None:
     with pytest.raises(InvalidArgumentError, match=problem):
-        socket_path(address)
+        endpoint_at(address)
 
 
 def test_a_socket_that_somebody_answers_on_is_left_alone(tmp_path: Path, sockets: Path) -> None:
