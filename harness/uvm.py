@@ -198,6 +198,7 @@ class UtilityVm:
     ) -> None:
         """`origin` is where the machine comes from: `template`, `migration` or `cold`."""
         self.origin = origin
+        self.document = document
         self.system_id = system_id
         self.service = service
         self.guest = guest

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from harness.errors import UsageError
-from harness.scenarios import crashes, disks, failures, isolation, scratch_life, space
+from harness.scenarios import crashes, disks, failures, isolation, machines, scratch_life, space
 from harness.scenarios.scenario import Scenario
 from harness.scenarios.shared_scratch import SHARED_SCRATCH, SHARED_SCRATCH_CRASH
 
@@ -19,6 +19,7 @@ CATALOGUE: tuple[Scenario, ...] = (
     *failures.SCENARIOS,
     *space.SCENARIOS,
     *isolation.SCENARIOS,
+    *machines.SCENARIOS,
 )
 
 
