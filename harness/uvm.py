@@ -151,6 +151,7 @@ def _mapped_disk(slot: Slot, config: MountConfig, guest_path: str) -> MappedVirt
         block_dev=config.block_device,
         ensure_filesystem=config.ensure_filesystem,
         filesystem=config.filesystem,
+        verity=config.verity,
     )
 
 

@@ -114,13 +114,23 @@ def _on_hyperv() -> bool:
 
 def _load(module_set: str) -> None:
     """Load the modules that a list names, in its order; a kernel may have all of them built in."""
+    for path in _listed(module_set):
+        syscalls.load_module(path)
+
+
+def _load_what_fits(module_set: str) -> None:
+    """Load those of a list that this processor suits: the others refuse."""
+    for path in _listed(module_set):
+        with contextlib.suppress(OSError):
+            syscalls.load_module(path)
+
+
+def _listed(module_set: str) -> list[str]:
     try:
         with open(f"{_MODULES}/{module_set}", encoding="ascii") as file:
-            names = file.read().split()
+            return [f"{_MODULES}/{name}" for name in file.read().split()]
     except FileNotFoundError:
-        return
-    for name in names:
-        syscalls.load_module(f"{_MODULES}/{name}")
+        return []
 
 
 class Setup:
@@ -139,6 +149,7 @@ class Setup:
         with self._lock:
             if not self._done:
                 _load(f"{self._modules}.later")
+                _load_what_fits("extra.faster")
                 _load("extra")
                 _loopback_up(self._log)
                 _seal_crun(self._log)

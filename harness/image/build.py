@@ -288,8 +288,11 @@ def _write_kernel(
     for flavour in Flavour:
         wanted = contents_of(flavour).modules
         if wanted and all(name in tree for name in wanted):
-            _write_list(target / str(flavour), tree.load_order(wanted))
-            loaded |= dict.fromkeys(tree.load_order(wanted))
+            faster = tree.load_order(name for name in contents_of(flavour).faster if name in tree)
+            order = tree.load_order(wanted)
+            _write_list(target / f"{flavour}.faster", faster)
+            _write_list(target / str(flavour), order)
+            loaded |= dict.fromkeys([*faster, *order])
     for name in loaded:
         (target / f"{name}.ko").write_bytes(tree.read(name))
 
@@ -312,6 +315,7 @@ def _modules_of(kernel: Path, flavour: Flavour) -> dict[str, bytes]:
     if contents_of(flavour).modules:
         try:
             lists["extra"] = (folder / str(flavour)).read_bytes()
+            lists["extra.faster"] = (folder / f"{flavour}.faster").read_bytes()
         except FileNotFoundError as error:
             wanted = ", ".join(contents_of(flavour).modules)
             raise ImageBuildError(

@@ -22,12 +22,14 @@ class Flavour(enum.StrEnum):
 class Contents:
     """What a flavour has beside what all have.
 
-    `packages` are unpacked for `programs`; `modules` are loaded after those of the machine.
+    `packages` are unpacked for `programs`; `modules` are loaded after those of the machine, and
+    those that make them `faster` where the kernel has them and the processor suits them.
     """
 
     packages: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    faster: tuple[str, ...] = ()
     max_size: int = 25_000_000
     """Bytes of the initrd: more is a mistake in the closure of libraries or modules."""
 
@@ -43,6 +45,7 @@ _CONTENTS = {
             *("dm_mod", "dm_verity", "dm_integrity", "dm_crypt"),
             *("xts", "authenc", "algif_skcipher", "xfs"),
         ),
+        faster=("aesni_intel", "sha256_ssse3"),  # writing takes half as long, even emulated
         max_size=45_000_000,
     ),
 }

@@ -279,6 +279,16 @@ class ModelGuestOs:
         self._processes = [each for each in self._processes if each.exit_code is None]
         return self._processes
 
+    # -- devices ---------------------------------------------------------------------------------
+
+    def map_device(self, name: str, *, kind: str, sectors: int, parameters: str) -> str:
+        """Refuse: there is no device mapper, and the agent finds none."""
+        del kind, sectors, parameters
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+    def unmap_device(self, name: str) -> None:
+        """Do nothing: nothing is mapped."""
+
     # -- processes -------------------------------------------------------------------------------
 
     def find_program(self, name: str, *, path: str) -> str | None:

@@ -6,7 +6,16 @@ import difflib
 from collections.abc import Sequence
 
 from harness.errors import UsageError
-from harness.scenarios import crashes, disks, failures, isolation, machines, scratch_life, space
+from harness.scenarios import (
+    crashes,
+    disks,
+    failures,
+    isolation,
+    machines,
+    protected,
+    scratch_life,
+    space,
+)
 from harness.scenarios.scenario import Scenario
 from harness.scenarios.shared_scratch import SHARED_SCRATCH, SHARED_SCRATCH_CRASH
 
@@ -20,6 +29,7 @@ CATALOGUE: tuple[Scenario, ...] = (
     *space.SCENARIOS,
     *isolation.SCENARIOS,
     *machines.SCENARIOS,
+    *protected.SCENARIOS,
 )
 
 

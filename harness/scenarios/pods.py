@@ -9,6 +9,7 @@ from typing import Self
 
 from harness.containers import Container, ContainerConfig, disks_of
 from harness.processes import Completed
+from harness.protection import UNPROTECTED
 from harness.scenarios.scenario import ScenarioContext
 from harness.uvm import UtilityVm
 from snapshotter import Mount
@@ -26,6 +27,7 @@ class Pod:
         self.name = name
         self.mounts: dict[str, Sequence[Mount]] = {}
         self.containers: dict[str, Container] = {}
+        self.protection = UNPROTECTED
         self.image = context.lab.demo_image()
 
     @classmethod
@@ -71,6 +73,7 @@ class Pod:
                 mounts=self.mounts[name],
                 config=config,
                 pod_id=pod_id or self.name,
+                protection=self.protection,
             )
         return self.containers[name]
 

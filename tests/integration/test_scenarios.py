@@ -15,6 +15,7 @@ from harness.scenarios.runner import run_scenarios
 from harness.scenarios.scenario import Scenario
 
 CORE = select(CATALOGUE, tags=["core"])
+PROTECTED = select(CATALOGUE, tags=["protection"])
 KERNEL_ONLY = select(CATALOGUE, names=["no-raw-scratch", "second-machine-refused"])
 
 
@@ -36,4 +37,23 @@ def test_what_only_a_kernel_can_prove_holds() -> None:
         result = run_scenarios(own, KERNEL_ONLY)
     outcomes = {each.name: (each.outcome, each.reason) for each in result.scenarios}
     assert outcomes == {each.name: (Outcome.PASSED, None) for each in KERNEL_ONLY}
+    assert result.leaks == ()
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(
+            each, id=each.name, marks=[pytest.mark.long] if each.name == "encrypted-scratch" else []
+        )
+        for each in PROTECTED
+    ],
+)
+def test_protected_disks_hold_on_the_image_that_can(scenario: Scenario) -> None:
+    with Lab.open() as own:
+        own.demo_image()
+        result = run_scenarios(own, [scenario])
+    (only,) = result.scenarios
+    assert (only.outcome, only.reason) == (Outcome.PASSED, None)
     assert result.leaks == ()
