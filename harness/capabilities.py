@@ -14,6 +14,8 @@ class Capability(enum.StrEnum):
     """What the guest writes is in the VHDX file, and the file grows by it."""
     KERNEL = "kernel"
     """A Linux kernel separates the containers: device cgroup, namespaces, capabilities."""
+    PROTECTED_DISKS = "protected-disks"
+    """The guest verifies layers by dm-verity and encrypts scratch disks by LUKS."""
     EXECUTABLES = "executables"
     """Containers run any program, not only those that the model plays."""
     NATIVE_DISKS = "native-disks"
@@ -30,6 +32,7 @@ CAPABILITIES: Final = {
 WHY_NOT: Final = {
     Capability.REAL_DISKS: "its guests' writes stay in memory",
     Capability.KERNEL: "no kernel runs there",
+    Capability.PROTECTED_DISKS: "it has no device mapper",
     Capability.EXECUTABLES: "it plays a few programs and runs none",
     Capability.NATIVE_DISKS: "its host is not Windows",
 }

@@ -28,6 +28,7 @@ from harness.gcs.guest import is_not_found
 from harness.gcs.prot import CombinedLayers, Layer
 from harness.guest.oci import complete_process, complete_spec
 from harness.processes import Completed, GuestProcess
+from harness.protection import ENCRYPTED_FILE_SYSTEM, UNPROTECTED, DiskProtection
 from harness.scsi import MountConfig, ScsiManager, ScsiMount
 from harness.uvm import UtilityVm
 from snapshotter import Mount
@@ -113,9 +114,16 @@ class ContainerRootfs:
         self.leftover = ""
         """A directory in the scratch that nobody has removed yet."""
 
-    def build(self, disks: LcowDisks, pod_id: str, *, timeout_s: float) -> None:
+    def build(
+        self,
+        disks: LcowDisks,
+        pod_id: str,
+        *,
+        timeout_s: float,
+        protection: DiskProtection = UNPROTECTED,
+    ) -> None:
         """Attach, mount and combine. After a failure `unmount` and `release_disks` undo it."""
-        self._acquire_disks(disks, pod_id, timeout_s=timeout_s)
+        self._acquire_disks(disks, pod_id, timeout_s=timeout_s, protection=protection)
         self.leftover = self.scratch_directory
         combined = CombinedLayers(
             container_id=self._id,
@@ -131,14 +139,24 @@ class ContainerRootfs:
             self.combined = None  # refused, so nothing is left of it
             raise
 
-    def _acquire_disks(self, disks: LcowDisks, pod_id: str, *, timeout_s: float) -> None:
+    def _acquire_disks(
+        self, disks: LcowDisks, pod_id: str, *, timeout_s: float, protection: DiskProtection
+    ) -> None:
         """Attach and mount all disks at the same time; what succeeded is held, even on failure."""
         holder = f"container {self._id}"
         acquire = partial(self._scsi.acquire, holder=holder, timeout_s=timeout_s)
-        read_only = MountConfig(read_only=True, options=("ro",))
+        encrypted = protection.encrypted_scratch
         with ThreadPoolExecutor(_DISKS_AT_ONCE, thread_name_prefix=holder) as pool:
             layers = [
-                pool.submit(acquire, path, read_only=True, mount=read_only) for path in disks.layers
+                pool.submit(
+                    acquire,
+                    path,
+                    read_only=True,
+                    mount=MountConfig(
+                        read_only=True, options=("ro",), verity=protection.verity.get(path)
+                    ),
+                )
+                for path in disks.layers
             ]
             scratch = None
             if disks.scratch is not None:
@@ -146,7 +164,11 @@ class ContainerRootfs:
                     acquire,
                     disks.scratch,
                     read_only=False,
-                    mount=MountConfig(ensure_filesystem=True, filesystem="ext4"),
+                    mount=MountConfig(
+                        ensure_filesystem=True,
+                        filesystem=ENCRYPTED_FILE_SYSTEM if encrypted else "ext4",
+                        encrypted=encrypted,
+                    ),
                     guest_path=f"{_GUEST_ROOT}/{pod_id}",
                 )
         self._layers += [layer.result() for layer in layers if layer.exception() is None]
@@ -199,16 +221,22 @@ class Container:
         config: ContainerConfig,
         pod_id: str | None = None,
         timeout_s: float = 60.0,
+        protection: DiskProtection = UNPROTECTED,
     ) -> Self:
         """Attach, mount, combine and start; on failure everything is undone.
 
         `pod_id` says whose scratch directory this container's lies in (its own by default); the
-        disk itself is shared by being the same file. Raises UsageError, DiskError, GuestError,
-        BridgeClosedError, or what the compute service raises.
+        disk itself is shared by being the same file, with the same `protection`. Raises UsageError,
+        DiskError, GuestError, BridgeClosedError, or what the compute service raises.
         """
         container = cls(vm, container_id)
         try:
-            container._root.build(disks_of(mounts), pod_id or container_id, timeout_s=timeout_s)
+            container._root.build(
+                disks_of(mounts),
+                pod_id or container_id,
+                timeout_s=timeout_s,
+                protection=protection,
+            )
             container._create(config, timeout_s=timeout_s)
         except BaseException:
             with contextlib.suppress(HarnessError):

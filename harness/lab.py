@@ -30,6 +30,8 @@ from harness.hcs.document import ComputeSystem, lcow_document
 from harness.hcs.service import ComputeService
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
+from harness.image.flavour import Flavour
+from harness.machinekind import STANDARD_MACHINE, MachineKind, RootSource
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.kvm import Accelerator, AcceleratorChoice
@@ -98,7 +100,7 @@ class Lab:
         self.keep = False
         self.owner = OWNER
         """Whom the systems made from now on belong to: the scenario that runs."""
-        self._image = image
+        self._uvm_images = {Flavour.STANDARD: image} if image else {}
         self._real_service = service
         self._baseline = Baseline.take()
         self._lock = lock
@@ -172,25 +174,31 @@ class Lab:
 
     @property
     def image(self) -> UvmImage:
-        """Kernel and initrd of the utility VMs. Raises UsageError on a backend without them."""
-        if self._image is None:
+        """Kernel and initrd of the standard utility VM. Raises UsageError where there is none."""
+        return self._uvm_image(Flavour.STANDARD)
+
+    def _uvm_image(self, flavour: Flavour) -> UvmImage:
+        """Return the image of a flavour, built at its first use. Raises as `ensure_image`."""
+        if not self._uvm_images:
             raise UsageError(f"backend {self.backend} boots no image")
-        return self._image
+        if flavour not in self._uvm_images:
+            self._uvm_images[flavour] = ensure_image(progress=self._progress, flavour=flavour)
+        return self._uvm_images[flavour]
 
     @property
     def accelerator(self) -> str:
         """What guest code runs with: `kvm` or `tcg`, or `none` where no guest code runs."""
-        return "none" if self._image is None else self.host.accelerator.value
+        return self.host.accelerator.value if self._uvm_images else "none"
 
     def environment(self) -> dict[str, str]:
         """Return versions and facts that a report states."""
-        if self._image is None:
+        if not self._uvm_images:
             return {"accelerator": "none: the guest's operating system is played"}
         return {
             "accelerator": f"{self.accelerator}: {self.host.accelerator_reason}",
             "qemu": self.host.version,
-            "kernel": self._image.kernel_version,
-            "image": self._image.key,
+            "kernel": self.image.kernel_version,
+            "image": self.image.key,
         }
 
     def has(self, capability: Capability) -> bool:
@@ -219,32 +227,50 @@ class Lab:
             self._images[archive] = import_image(self.snapshotter, archive)
         return self._images[archive]
 
-    def document(self) -> ComputeSystem:
-        """Return the HCS document of a utility VM with this lab's image."""
+    def document(self, kind: MachineKind = STANDARD_MACHINE) -> ComputeSystem:
+        """Return the HCS document of a utility VM with this lab's image of that kind."""
+        kernel = initrd = root_disk = ""
+        if self._uvm_images:
+            image = self._uvm_image(kind.flavour)
+            kernel, initrd, root_disk = map(str, (image.vmlinux, image.initrd, image.root_disk))
+            if kind.root is RootSource.DISK:
+                initrd = str(image.bootstrap)
+        elif kind.root is RootSource.DISK:
+            root_disk = str(self._model_root_disk())
         return lcow_document(
             owner=self.owner,
-            kernel=str(self._image.vmlinux) if self._image else "",
-            initrd=str(self._image.initrd) if self._image else "",
+            kernel=kernel,
+            initrd=initrd,
             memory_mb=self.config.memory_mib,
             processors=self.config.processors,
             serial_pipe="console",
+            root_disk=root_disk if kind.root is RootSource.DISK else "",
         )
 
-    def boot_uvm(self) -> UtilityVm:
+    def _model_root_disk(self) -> Path:
+        """Return a disk with what the model's guests have, made at its first use."""
+        path = self.directory / "root.vhd"
+        if sys.platform == "linux" and not path.exists():
+            from harness.model.rootdisk import write_root_disk
+
+            write_root_disk(path)
+        return path
+
+    def boot_uvm(self, kind: MachineKind = STANDARD_MACHINE) -> UtilityVm:
         """Boot a utility VM; closed with the lab if not before. Raises as `UtilityVm.boot`.
 
         The probe cannot prove that KVM runs a whole kernel: where the choice was ours and the
         guest does not answer on KVM, this lab goes on under emulation, and says so.
         """
         try:
-            vm = self._boot()
+            vm = self._boot(kind)
         except InfrastructureError as error:
             if self.config.accelerator != "auto" or self.accelerator != Accelerator.KVM:
                 raise
             self._progress(f"no answer on KVM ({error}); going on under emulation")
             self._real_service.close_all()
             self._real_service = _service(self.config, "tcg")
-            vm = self._boot()
+            vm = self._boot(kind)
         self._vms.append(vm)
         return vm
 
@@ -256,10 +282,10 @@ class Lab:
         """
         return self._qemu().prepare_template(self.document())
 
-    def _boot(self) -> UtilityVm:
+    def _boot(self, kind: MachineKind) -> UtilityVm:
         return UtilityVm.boot(
             self.service,
-            self.document(),
+            self.document(kind),
             timeout_s=self.config.boot_timeout_s,
             connect=faulty_connection(self.faults),
             claims=self.claims,

@@ -151,6 +151,7 @@ def _mapped_disk(slot: Slot, config: MountConfig, guest_path: str) -> MappedVirt
         block_dev=config.block_device,
         ensure_filesystem=config.ensure_filesystem,
         filesystem=config.filesystem,
+        verity=config.verity,
     )
 
 
@@ -198,6 +199,7 @@ class UtilityVm:
     ) -> None:
         """`origin` is where the machine comes from: `template`, `migration` or `cold`."""
         self.origin = origin
+        self.document = document
         self.system_id = system_id
         self.service = service
         self.guest = guest

@@ -215,6 +215,13 @@ def _read_text_map(value: object, path: str) -> dict[str, str]:
     return {k: _read_text(v, f"{path}.{k}") for k, v in _read_object(value, path).items()}
 
 
+def _read_size(value: object, path: str) -> int:
+    number = _read_number(value, path)
+    if not 0 <= number < 1 << 63:
+        raise MessageError(path, f"{number} where a size belongs")
+    return number
+
+
 def _read_unsigned(value: object, path: str) -> int:
     number = _read_number(value, path)
     if not 0 <= number <= 0xFFFFFFFF:
@@ -224,6 +231,8 @@ def _read_unsigned(value: object, path: str) -> int:
 
 TEXT = Shape(_read_text, str)
 NUMBER = Shape(_read_unsigned, int)
+SIZE = Shape(_read_size, int)
+"""Bytes: Go's int64, not negative."""
 SIGNED = Shape(_read_number, int)
 FLAG = Shape(_read_flag, bool)
 TEXTS = Shape(_read_texts, tuple, list)
@@ -241,6 +250,15 @@ HRESULT = Shape(
 def record(kind: type[_M]) -> Shape:
     """Return the shape of a nested message."""
     return Shape(lambda value, path: from_json(kind, value, path), kind, to_json)
+
+
+def optional(kind: type[_M]) -> Shape:
+    """Return the shape of a nested message that may be absent: None in Python, left out in JSON."""
+
+    def read(value: object, path: str) -> _M:
+        return from_json(kind, value, path)
+
+    return Shape(read, lambda: None, lambda value: None if value is None else to_json(value))
 
 
 def records(kind: type[_M]) -> Shape:

@@ -19,9 +19,11 @@ from harness.gcs.codec import (
     NUMBER,
     OBJECT,
     SIGNED,
+    SIZE,
     TEXT,
     TEXT_MAP,
     TEXTS,
+    optional,
     record,
     records,
     wire,
@@ -110,6 +112,8 @@ class HResult(enum.IntEnum):
     FAIL = 0x80004005
     ACCESS_DENIED = 0x80070005
     INVALID_ARGUMENT = 0x80070057
+    FILE_CORRUPT = 0x80070570
+    """A disk is not what its dm-verity root digest stands for. Microsoft's guest says FAIL."""
     NOT_FOUND = 0x80070490
     INVALID_STATE = 0x80370105  # this one has the 8-form upstream, too
     TIMEOUT = 0xC0370109
@@ -415,6 +419,24 @@ class ContainerNotification:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceVerityInfo:
+    """The dm-verity tree that follows a layer's file system on its disk; sizes in bytes.
+
+    Newer Microsoft guests read it themselves and take the digest from their policy; the message is
+    the same (hcsshim internal/protocol/guestresource).
+    """
+
+    ext4_size: int = wire("Ext4SizeInBytes", SIZE)
+    version: int = wire("Version", NUMBER)
+    algorithm: str = wire("Algorithm", TEXT)
+    super_block: bool = wire("SuperBlock", FLAG)
+    """Whether one block of superblock stands before the tree."""
+    root_digest: str = wire("RootDigest", TEXT)
+    salt: str = wire("Salt", TEXT)
+    block_size: int = wire("BlockSize", NUMBER)
+
+
+@dataclass(frozen=True, slots=True)
 class MappedVirtualDisk:
     """A SCSI disk and where it is mounted; Remove gets exactly what Add got."""
 
@@ -426,6 +448,7 @@ class MappedVirtualDisk:
     encrypted: bool = wire("Encrypted", FLAG)
     options: tuple[str, ...] = wire("Options", TEXTS)
     block_dev: bool = wire("BlockDev", FLAG)
+    verity: DeviceVerityInfo | None = wire("VerityInfo", optional(DeviceVerityInfo))
     ensure_filesystem: bool = wire("EnsureFilesystem", FLAG)
     filesystem: str = wire("Filesystem", TEXT)
 

@@ -1,7 +1,8 @@
-"""From a bare initramfs to an agent that serves: mounts, modules, transport.
+"""From a bare initramfs, or a root disk, to an agent that serves: mounts, modules, transport.
 
 An initramfs is the kernel's rootfs, which nothing can pivot away from, as crun wants to: the root
-is bound to itself, the bind is moved over `/`, and the agent lives in it. Nothing is copied.
+is bound to itself, the bind is moved over `/`, and the agent lives in it. Nothing is copied. A root
+disk is a mount already, and read-only.
 """
 
 # ruff: noqa: E402 - the assertion below comes first on purpose
@@ -80,6 +81,8 @@ def serve() -> None:
 
 
 def _move_root() -> None:
+    if os.major(os.stat("/").st_dev):
+        return  # a disk: only what has no device, such as rootfs, has the major number 0
     os.makedirs(_ROOT, exist_ok=True)  # noqa: PTH103 - pathlib is slow to import
     syscalls.mount("/", _ROOT, "", MS_BIND, "")
     os.chdir(_ROOT)
@@ -111,13 +114,23 @@ def _on_hyperv() -> bool:
 
 def _load(module_set: str) -> None:
     """Load the modules that a list names, in its order; a kernel may have all of them built in."""
+    for path in _listed(module_set):
+        syscalls.load_module(path)
+
+
+def _load_what_fits(module_set: str) -> None:
+    """Load those of a list that this processor suits: the others refuse."""
+    for path in _listed(module_set):
+        with contextlib.suppress(OSError):
+            syscalls.load_module(path)
+
+
+def _listed(module_set: str) -> list[str]:
     try:
         with open(f"{_MODULES}/{module_set}", encoding="ascii") as file:
-            names = file.read().split()
+            return [f"{_MODULES}/{name}" for name in file.read().split()]
     except FileNotFoundError:
-        return
-    for name in names:
-        syscalls.load_module(f"{_MODULES}/{name}")
+        return []
 
 
 class Setup:
@@ -136,6 +149,8 @@ class Setup:
         with self._lock:
             if not self._done:
                 _load(f"{self._modules}.later")
+                _load_what_fits("extra.faster")
+                _load("extra")
                 _loopback_up(self._log)
                 _seal_crun(self._log)
                 self._done = True

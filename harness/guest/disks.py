@@ -19,6 +19,7 @@ from typing import TypeVar
 from harness.gcs.prot import HResult, MappedVirtualDisk, ScsiDevice, ScsiRefusal
 from harness.guest.errors import GuestFailure
 from harness.guest.mounts import MountTable
+from harness.guest.protection import Protection
 from harness.guest.system import (
     MS_PRIVATE,
     MS_RDONLY,
@@ -46,8 +47,11 @@ CONTROLLER_IDS = (
     "305891a9-b251-5dfe-91a2-c25d9212275b",
 )
 
-_EXT4_MAGIC_OFFSET = 1024 + 56
-_EXT4_MAGIC = b"\x53\xef"
+_MAGIC = {"ext4": (1024 + 56, b"\x53\xef"), "xfs": (0, b"XFSB")}
+_MKFS = {
+    "ext4": ("/sbin/mkfs.ext4", "-q", "-F"),
+    "xfs": ("/sbin/mkfs.xfs", "-q", "-f", "-K"),  # -K: discarding blocks of an empty disk is slow
+}
 _NO_REPLAY = {"ext4": "noload", "xfs": "norecovery"}  # read-only disks cannot replay a journal
 _PROPAGATION = {
     "private": MS_PRIVATE,
@@ -70,6 +74,7 @@ class Disks:
     def __init__(self, system: GuestSystem, mounts: MountTable) -> None:
         self._system = system
         self._mounts = mounts
+        self._protection = Protection(system)
 
     def add(self, disk: MappedVirtualDisk) -> None:
         """Mount a disk, or link its device for `block_dev`. On failure nothing is left.
@@ -78,17 +83,24 @@ class Disks:
         """
         if not disk.mount_path.startswith("/"):
             raise GuestFailure(HResult.INVALID_ARGUMENT, f"mount path {disk.mount_path!r}")
-        if disk.encrypted:
-            raise GuestFailure(HResult.NOT_IMPLEMENTED, "encrypted disks are not supported")
+        _check_protection(disk)
         deadline = time.monotonic() + APPEAR_S
         with self._mounts.claim(disk.mount_path, disk):
-            device = self._device(disk, deadline)
-            if disk.block_dev:
-                self._system.make_dirs(os.path.dirname(disk.mount_path), 0o700)
-                self._system.remove_file(disk.mount_path)
-                self._system.symlink(disk.mount_path, device)
-            else:
-                self._mount(disk, device, deadline)
+            device = self._protection.open(disk, self._device(disk, deadline))
+            try:
+                if disk.block_dev:
+                    self._link(disk, device)
+                else:
+                    self._mount(disk, device, deadline)
+            except BaseException:
+                with contextlib.suppress(GuestFailure):
+                    self._protection.close(disk.mount_path)
+                raise
+
+    def _link(self, disk: MappedVirtualDisk, device: str) -> None:
+        self._system.make_dirs(os.path.dirname(disk.mount_path), 0o700)
+        self._system.remove_file(disk.mount_path)
+        self._system.symlink(disk.mount_path, device)
 
     def remove(self, disk: MappedVirtualDisk) -> None:
         """Unmount a disk; one that is not mounted is fine. Raises GuestFailure, can be repeated."""
@@ -97,6 +109,7 @@ class Disks:
                 self._system.remove_file(disk.mount_path)
             else:
                 unmount(self._system, disk.mount_path)
+            self._protection.close(disk.mount_path)
 
     def eject(self, device: ScsiDevice) -> None:
         """Have the kernel forget a disk before the host detaches it; one that is gone is fine.
@@ -203,7 +216,7 @@ class Disks:
         wanted = disk.filesystem or present
         if wanted is None:
             raise GuestFailure(
-                HResult.FAIL, f"{device} has no ext4 file system, and none was asked for"
+                HResult.FAIL, f"{device} has no ext4 or xfs file system, and none was asked for"
             )
         if disk.ensure_filesystem and wanted != present:
             self._format(device, wanted)
@@ -231,18 +244,39 @@ class Disks:
             raise
 
     def _file_system(self, device: str) -> str | None:
-        magic = self._system.read_at(device, _EXT4_MAGIC_OFFSET, len(_EXT4_MAGIC))
-        return "ext4" if magic == _EXT4_MAGIC else None
+        for kind, (offset, magic) in _MAGIC.items():
+            if self._system.read_at(device, offset, len(magic)) == magic:
+                return kind
+        return None
 
     def _format(self, device: str, kind: str) -> None:
-        if kind != "ext4":
+        if kind not in _MKFS:
             raise GuestFailure(HResult.NOT_IMPLEMENTED, f"cannot make a {kind} file system")
-        command = ["/sbin/mkfs.ext4", "-q", "-F", device]
+        command = [*_MKFS[kind], device]
         result = self._system.run(command, timeout_s=_MKFS_S)
         if result.exit_code:
             raise GuestFailure(
                 HResult.FAIL, f"{' '.join(command)}: exit code {result.exit_code}: {result.output}"
             )
+
+
+def _check_protection(disk: MappedVirtualDisk) -> None:
+    """Refuse what would lose data, or protect nothing, before anything is written."""
+    refusal = ""
+    if disk.encrypted and (disk.read_only or disk.block_dev or disk.verity):
+        refusal = "an encrypted disk is formatted at its mount: it can be neither read-only, nor a"
+        refusal += " block device, nor verified"
+    elif disk.encrypted and not (disk.ensure_filesystem and disk.filesystem):
+        refusal = "an encrypted disk is formatted at its mount: say with which file system"
+    elif disk.encrypted and disk.filesystem == "ext4":
+        # Measured: mke2fs reads what was never written, which has no valid tag, and fails.
+        refusal = (
+            "ext4 cannot be made on an encrypted disk, whose blocks are not wiped: ask for xfs"
+        )
+    elif disk.verity is not None and not disk.read_only:
+        refusal = "dm-verity is for read-only disks"
+    if refusal:
+        raise GuestFailure(HResult.INVALID_ARGUMENT, refusal)
 
 
 def unmount(system: GuestSystem, path: str) -> None:

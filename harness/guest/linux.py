@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from harness.guest import syscalls
+from harness.guest import devicemapper, syscalls
 from harness.guest.reaper import ReapedChild, Reaper
 from harness.guest.system import ChildStdio, Connection, RunResult
 
@@ -145,6 +145,16 @@ class LinuxSystem:
     def unmount(self, target: str) -> None:
         """umount2(2) without flags."""
         syscalls.unmount(target)
+
+    # -- devices ---------------------------------------------------------------------------------
+
+    def map_device(self, name: str, *, kind: str, sectors: int, parameters: str) -> str:
+        """Make a read-only device of one device mapper target; return its path."""
+        return devicemapper.create_device(name, kind=kind, sectors=sectors, parameters=parameters)
+
+    def unmap_device(self, name: str) -> None:
+        """Remove a mapped device; missing is fine, EBUSY while it is in use."""
+        devicemapper.remove_device(name)
 
     # -- processes -------------------------------------------------------------------------------
 

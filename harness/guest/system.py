@@ -164,6 +164,15 @@ class GuestSystem(Protocol):
         """Unmount the topmost mount; EINVAL when nothing is mounted, EBUSY when in use."""
         ...
 
+    # devices
+    def map_device(self, name: str, *, kind: str, sectors: int, parameters: str) -> str:
+        """Make a read-only device of one device mapper target; return its path."""
+        ...
+
+    def unmap_device(self, name: str) -> None:
+        """Remove a mapped device; missing is fine, EBUSY while it is in use."""
+        ...
+
     # processes
     def find_program(self, name: str, *, path: str) -> str | None:
         """Return the executable that `name` means, looked up in the directories of `path`."""

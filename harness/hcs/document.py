@@ -33,6 +33,7 @@ __all__ = [
     "LUNS_PER_CONTROLLER",
     "MAX_SCSI_CONTROLLERS",
     "MIN_MEMORY_MB",
+    "ROOT_SLOT",
     "SCSI_CONTROLLER_GUIDS",
     "Attachment",
     "AttachmentType",
@@ -72,6 +73,8 @@ LUNS_PER_CONTROLLER: Final = 64
 SCSI_CONTROLLER_GUIDS: Final = tuple(
     str(uuid.uuid5(_SCSI_NAMESPACE, str(index))) for index in range(MAX_SCSI_CONTROLLERS)
 )
+ROOT_SLOT: Final = (0, 0)
+"""Controller and LUN of a root disk, as hcsshim reserves them."""
 MIN_MEMORY_MB: Final = 256
 """Less leaves too little for the guest agent beside a container."""
 
@@ -232,6 +235,14 @@ class ComputeSystem:
         """Return the document of a JSON object. Raises UsageError with the path of a bad value."""
         return decode(cls, raw)
 
+    @property
+    def root_is_disk(self) -> bool:
+        """Whether the kernel is told to take its root from a SCSI disk."""
+        chipset = self.virtual_machine.chipset if self.virtual_machine else None
+        boot = chipset.linux_kernel_direct if chipset else None
+        options = boot.kernel_cmd_line.partition(" -- ")[0].split() if boot else []
+        return any(option.startswith("root=/dev/sd") for option in options)
+
     def unknown_fields(self) -> tuple[str, ...]:
         """Return the dotted paths of fields these classes do not know; they are kept."""
         return tuple(unknown_fields(self))
@@ -347,8 +358,12 @@ def lcow_document(
     serial_pipe: str | None = None,
     kernel_options: Sequence[str] = (),
     attachments: Mapping[tuple[int, int], Attachment] | None = None,
+    root_disk: str = "",
 ) -> ComputeSystem:
     r"""Return the document of an LCOW utility VM that boots `kernel` with `initrd`.
+
+    With a `root_disk` (VHD or VHDX) the root file system is that, read-only, in the slot
+    ROOT_SLOT; `initrd` is then empty, or what loads the disk's driver first.
 
     It has four SCSI controllers, no network, a serial port on `serial_pipe` (a path such as
     `\\.\pipe\console`; other services than HCS take any text for "yes") and a neutral kernel
@@ -361,7 +376,15 @@ def lcow_document(
     if processors < 1:
         raise UsageError(f"{processors} processors: a utility VM needs one at least")
     disks: dict[str, dict[str, Attachment]] = {guid: {} for guid in SCSI_CONTROLLER_GUIDS}
-    for (controller, lun), attachment in (attachments or {}).items():
+    slots = dict(attachments or {})
+    root_options: list[str] = []
+    if root_disk:
+        if ROOT_SLOT in slots:
+            path = slots[ROOT_SLOT].path
+            raise UsageError(f"slot 0:0 is the root disk's: attach {path} elsewhere")
+        slots[ROOT_SLOT] = Attachment(AttachmentType.VIRTUAL_DISK, root_disk, read_only=True)
+        root_options = ["root=/dev/sda", "ro", "rootwait", "init=/init"]
+    for (controller, lun), attachment in slots.items():
         scsi_attachment_path(controller, lun)
         disks[SCSI_CONTROLLER_GUIDS[controller]][str(lun)] = attachment
     if serial_pipe:
@@ -369,7 +392,7 @@ def lcow_document(
     else:
         console = ["8250.nr_uarts=0", "quiet"]
     # panic=-1: a guest that panics resets at once, and StopOnReset makes that the system's end.
-    command_line = [*console, "panic=-1", f"nr_cpus={processors}", *kernel_options]
+    command_line = [*root_options, *console, "panic=-1", f"nr_cpus={processors}", *kernel_options]
     return ComputeSystem(
         owner=owner,
         schema_version=Version(2, 1),

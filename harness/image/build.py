@@ -18,6 +18,7 @@ from pathlib import Path
 from harness.cachedir import IMAGES, cache_directory
 from harness.errors import ImageBuildError, MissingProgramError
 from harness.image import spdx
+from harness.image.bootstrap import write_bootstrap
 from harness.image.cache import ArtifactCache, Progress
 from harness.image.distribution import (
     Distribution,
@@ -25,7 +26,8 @@ from harness.image.distribution import (
     kernel_packages,
     program_packages,
 )
-from harness.image.initrd import write_initrd
+from harness.image.flavour import Flavour, contents_of
+from harness.image.initrd import root_layout, write_initrd
 from harness.image.kernel import BzImage
 from harness.image.modules import HYPERV, QEMU, ModuleTree
 from harness.image.packages import Apt, Package, unpack
@@ -43,6 +45,10 @@ class UvmImage:
     vmlinux: Path
     bzimage: Path
     initrd: Path
+    root_disk: Path
+    """The same root file system as a fixed VHD, to boot from instead of the initrd."""
+    bootstrap: Path
+    """The initrd that goes to a root disk where the kernel's disk driver is a module."""
     spdx: Path
     kernel_version: str
     key: str
@@ -51,6 +57,7 @@ class UvmImage:
 def ensure_image(
     *,
     progress: Progress | None = None,
+    flavour: Flavour = Flavour.STANDARD,
     kernel: Path | None = None,
     modules: Path | None = None,
     distribution: Distribution | None = None,
@@ -59,6 +66,7 @@ def ensure_image(
 ) -> UvmImage:
     """The image for this machine's distribution, from the cache or built now.
 
+    `flavour` says what it has beside what all have.
     `kernel` (a bzImage) and `modules` (its /lib/modules folder), given together, replace the
     distribution's. `distribution` with an `apt` that reads its archive makes one for another.
     Where the packages cannot be resolved (no apt, no package lists), the image that was last used
@@ -72,6 +80,7 @@ def ensure_image(
         apt or Apt(),
         distribution,
         sources or GuestSources.of_this_package(),
+        flavour,
         ArtifactCache(cache_directory(IMAGES), progress=progress),
     )
     own = _OwnKernel(kernel, modules) if kernel is not None and modules is not None else None
@@ -81,7 +90,7 @@ def ensure_image(
 def find_image() -> UvmImage | None:
     """The image this machine used last with the present sources, if intact; builds nothing."""
     cache = ArtifactCache(cache_directory(IMAGES))
-    builder = _Builder(Apt(), None, GuestSources.of_this_package(), cache)
+    builder = _Builder(Apt(), None, GuestSources.of_this_package(), Flavour.STANDARD, cache)
     return builder.latest()
 
 
@@ -116,13 +125,15 @@ class _Builder:
         apt: Apt,
         distribution: Distribution | None,
         sources: GuestSources,
+        flavour: Flavour,
         cache: ArtifactCache,
     ) -> None:
         self._apt = apt
         self._distribution = distribution
         self._sources = sources
+        self._flavour = flavour
         self._cache = cache
-        self._code = _key([sources.digest(), builder_digest()])
+        self._code = _key([sources.digest(), builder_digest(), flavour])
 
     def latest(self) -> UvmImage | None:
         own_key = f"{self._distribution} "
@@ -140,7 +151,7 @@ class _Builder:
             self._cache.report("looking up the packages of the utility VM")
             distribution = self._distribution or Distribution.of_this_machine()
             with self._apt.session() as apt:
-                programs = program_packages(apt)
+                programs = program_packages(apt, self._flavour)
                 kernels = {} if own is not None else kernel_packages(apt, distribution)
         except (ImageBuildError, MissingProgramError) as error:
             known = self._cache.recall(latest)
@@ -178,7 +189,7 @@ class _Builder:
         kernel = self._cache.entry(_KERNELS, resolved.kernel, build_kernel)
 
         def build_image(folder: Path, scratch: Path) -> None:
-            packages = self._write_initrd(folder, kernel, programs, scratch)
+            packages = self._write_root(folder, kernel, programs, scratch)
             document = spdx.document(
                 "lcowlab-uvm", resolved.image, packages, distribution=distribution
             )
@@ -200,7 +211,7 @@ class _Builder:
         folders = [f for f in (scratch / "lib/modules", scratch / "usr/lib/modules") if f.is_dir()]
         _write_kernel(folder, kernels[0], folders, wanted, self._cache)
 
-    def _write_initrd(
+    def _write_root(
         self, folder: Path, kernel: Path, programs: ProgramPackages, scratch: Path
     ) -> list[Package]:
         """Fill an image artefact; gives the packages that something in it came from."""
@@ -209,16 +220,21 @@ class _Builder:
             self._apt, programs, debs=self._cache.root / _DEBS, scratch=scratch / "packages"
         )
         userland.unpack_roots()
-        self._cache.report("writing the initrd of the utility VM")
+        self._cache.report("writing the initrd and the root disk of the utility VM")
+        modules = _modules_of(kernel, self._flavour)
+        layout = root_layout(
+            userland,
+            self._sources,
+            python=programs.python,
+            modules=modules,
+            flavour=self._flavour,
+            scratch=scratch,
+        )
         with (folder / "initrd.cpio").open("wb") as out:
-            write_initrd(
-                out,
-                userland,
-                self._sources,
-                python=programs.python,
-                modules={p.name: p.read_bytes() for p in sorted((kernel / "modules").iterdir())},
-                scratch=scratch,
-            )
+            write_initrd(layout, out, flavour=self._flavour)
+        layout.write_disk(folder / "root.vhd")
+        with (folder / "bootstrap.cpio").open("wb") as out:
+            write_bootstrap(out, userland.tree, modules=modules)
         kernels = json.loads((kernel / "packages.json").read_bytes())
         return [
             *userland.tree.packages,
@@ -257,17 +273,56 @@ def _write_kernel(
             f"kernel {image.release} lacks {', '.join(tree.missing(QEMU))} as module and built in:"
             " the utility VM could not be reached"
         )
+    loaded: dict[str, None] = {}
     for modules in (QEMU, HYPERV):
         if modules not in usable:
             missing = ", ".join(tree.missing(modules))
             cache.warn(f"kernel {image.release} lacks {missing}: no start on {modules.name}")
-        first = tree.load_order(modules.first) if modules in usable else []
-        later = tree.load_order(modules.later, loaded=first) if modules in usable else []
-        for phase, names in (("first", first), ("later", later)):
-            listed = "".join(f"{name}.ko\n" for name in names)
-            (target / f"{modules.name}.{phase}").write_text(listed)
-            for name in names:
-                (target / f"{name}.ko").write_bytes(tree.read(name))
+        has = modules in usable
+        first = tree.load_order(modules.first) if has else []
+        later = tree.load_order(modules.later, loaded=first) if has else []
+        root = tree.load_order(modules.root) if has else []
+        for phase, names in (("first", first), ("later", later), ("root", root)):
+            _write_list(target / f"{modules.name}.{phase}", names)
+        loaded |= dict.fromkeys([*first, *later, *root])
+    for flavour in Flavour:
+        wanted = contents_of(flavour).modules
+        if wanted and all(name in tree for name in wanted):
+            faster = tree.load_order(name for name in contents_of(flavour).faster if name in tree)
+            order = tree.load_order(wanted)
+            _write_list(target / f"{flavour}.faster", faster)
+            _write_list(target / str(flavour), order)
+            loaded |= dict.fromkeys([*faster, *order])
+    for name in loaded:
+        (target / f"{name}.ko").write_bytes(tree.read(name))
+
+
+def _write_list(path: Path, names: Iterable[str]) -> None:
+    path.write_text("".join(f"{name}.ko\n" for name in names))
+
+
+def _modules_of(kernel: Path, flavour: Flavour) -> dict[str, bytes]:
+    """Return the files of a kernel artefact's modules that a flavour has. Raises ImageBuildError.
+
+    A flavour's own list is called `extra` in the guest, which loads it whatever it is for.
+    """
+    folder = kernel / "modules"
+    lists = {
+        f"{machine.name}.{phase}": (folder / f"{machine.name}.{phase}").read_bytes()
+        for machine in (QEMU, HYPERV)
+        for phase in ("first", "later", "root")
+    }
+    if contents_of(flavour).modules:
+        try:
+            lists["extra"] = (folder / str(flavour)).read_bytes()
+            lists["extra.faster"] = (folder / f"{flavour}.faster").read_bytes()
+        except FileNotFoundError as error:
+            wanted = ", ".join(contents_of(flavour).modules)
+            raise ImageBuildError(
+                f"this kernel has not all of {wanted}: there is no {flavour} image with it"
+            ) from error
+    names = {name for listed in lists.values() for name in listed.decode().split()}
+    return lists | {name: (folder / name).read_bytes() for name in sorted(names)}
 
 
 def _uvm_image(artefacts: Mapping[str, Path]) -> UvmImage:
@@ -276,6 +331,8 @@ def _uvm_image(artefacts: Mapping[str, Path]) -> UvmImage:
         vmlinux=kernel / "vmlinux",
         bzimage=kernel / "bzimage",
         initrd=image / "initrd.cpio",
+        root_disk=image / "root.vhd",
+        bootstrap=image / "bootstrap.cpio",
         spdx=image / "image.spdx.json",
         kernel_version=(kernel / "release").read_text(),
         key=image.name,

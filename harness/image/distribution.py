@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.errors import ImageBuildError
+from harness.image.flavour import Flavour, contents_of
 from harness.image.packages import Apt, Package
 
 _OWN_KERNEL = (
@@ -97,8 +98,8 @@ class ProgramPackages:
     packages: Mapping[str, Package]
 
 
-def program_packages(apt: Apt) -> ProgramPackages:
-    """The packages of CPython, crun, busybox, e2fsprogs and their libraries.
+def program_packages(apt: Apt, flavour: Flavour = Flavour.STANDARD) -> ProgramPackages:
+    """The packages of CPython, crun, busybox, e2fsprogs, a flavour's own, and their libraries.
 
     Raises ImageBuildError, also when the distribution's CPython is older than 3.11.
     """
@@ -114,6 +115,6 @@ def program_packages(apt: Apt) -> ProgramPackages:
         )
     python = f"{version[0]}.{version[1]}"
     names = (f"python{python}-minimal", f"libpython{python}-minimal", f"libpython{python}-stdlib")
-    roots = (*names, *_PROGRAMS)
+    roots = (*names, *_PROGRAMS, *contents_of(flavour).packages)
     packages = apt.closure(roots, follow=lambda name: bool(_LIBRARY_PACKAGE.fullmatch(name)))
     return ProgramPackages(python=python, roots=roots, packages=packages)

@@ -1,4 +1,4 @@
-"""The guest's root file system: what goes where, written as one cpio archive.
+"""The guest's root file system: what goes where.
 
 ::
 
@@ -14,23 +14,23 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from harness.errors import ImageBuildError
-from harness.image.cpio import CpioWriter, DeviceKind
+from harness.image.flavour import Flavour, contents_of
+from harness.image.layout import Layout
 from harness.image.sources import GuestSources
 from harness.image.stdlib import GuestCommand, GuestPython
-from harness.image.tree import MERGED_DIRECTORIES, PackageTree, TreeFile, canonical
+from harness.image.tree import PackageTree
 from harness.image.userland import Userland
 
-MAX_SIZE = 25_000_000
 PROGRAM_FOLDER = "/usr/lib/lcowlab"
 MODULE_FOLDER = "/usr/lib/modules/lcowlab"
 
-_BUSYBOX = "/usr/bin/busybox"
-_PROGRAMS = (_BUSYBOX, "/usr/bin/crun", "/usr/sbin/mke2fs", "/usr/sbin/e2fsck")
+BUSYBOX = "/usr/bin/busybox"
+_PROGRAMS = (BUSYBOX, "/usr/bin/crun", "/usr/sbin/mke2fs", "/usr/sbin/e2fsck")
 _LOADED_BY_NAME = "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1"
 _DIRECTORIES = ("dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "var")
 _TIMEOUT_S = 60
@@ -45,81 +45,16 @@ _USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexisten
 _GROUPS = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
 
 
-class Layout:
-    """Files, links and device nodes by path; parents are made, paths are canonical.
-
-    What is added first stays.
-    """
-
-    def __init__(self) -> None:
-        self._files: dict[str, tuple[bytes, int]] = {}
-        self._links: dict[str, str] = {}
-        self._devices: dict[str, tuple[int, int]] = {}
-        self._directories: set[str] = set()
-
-    def file(self, path: str, content: bytes, *, mode: int = 0o644) -> None:
-        """Add a file."""
-        if self._is_free(path):
-            self._files[canonical(path)] = (content, mode)
-
-    def link(self, path: str, target: str) -> None:
-        """Add a symbolic link."""
-        if self._is_free(path):
-            self._links[canonical(path)] = target
-
-    def directory(self, path: str) -> None:
-        """Add an empty directory."""
-        self._directories.add(canonical(path))
-
-    def character_device(self, path: str, *, major: int, minor: int) -> None:
-        """Add a character device node."""
-        self._devices[canonical(path)] = (major, minor)
-
-    def packaged(self, chain: Iterable[TreeFile]) -> None:
-        """Add a file of a package and the links that lead to it."""
-        for file in chain:
-            if file.target is None:
-                mode = 0o755 if file.source.stat().st_mode & 0o111 else 0o644
-                self.file(file.path, file.source.read_bytes(), mode=mode)
-            else:
-                self.link(file.path, file.target)
-
-    def write(self, out: BinaryIO) -> int:
-        """Write everything as a cpio archive, sorted by path; gives its size in bytes."""
-        archive = CpioWriter(out)
-        named = {*self._files, *self._links, *self._devices}
-        parents = {p.as_posix() for path in named for p in Path(path).parents}
-        for path in sorted((named | parents | self._directories) - {"/"}):
-            name = path.lstrip("/")
-            if path in self._files:
-                content, mode = self._files[path]
-                archive.file(name, content, mode=mode)
-            elif path in self._links:
-                archive.symlink(name, self._links[path])
-            elif path in self._devices:
-                major, minor = self._devices[path]
-                archive.device(name, DeviceKind.CHARACTER, major=major, minor=minor)
-            else:
-                archive.directory(name, mode=0o1777 if path == "/tmp" else 0o755)  # noqa: S108 - the guest's own
-        for name in MERGED_DIRECTORIES:
-            archive.symlink(name, f"usr/{name}")
-        archive.finish()
-        return archive.size
-
-    def _is_free(self, path: str) -> bool:
-        return canonical(path) not in self._files.keys() | self._links.keys()
-
-
-def write_initrd(
-    out: BinaryIO,
+def root_layout(
     userland: Userland,
     sources: GuestSources,
     *,
     python: str,
     modules: Mapping[str, bytes],
+    flavour: Flavour,
     scratch: Path,
-) -> int:
-    """Write the root file system; gives its size in bytes, at most MAX_SIZE.
+) -> Layout:
+    """Return the root file system.
 
     `python` is the guest's CPython version ("3.11"), `modules` are the files of MODULE_FOLDER.
     Raises ImageBuildError.
@@ -134,7 +69,7 @@ def write_initrd(
     layout.file("/etc/group", _GROUPS.encode())
     for name, content in modules.items():
         layout.file(f"{MODULE_FOLDER}/{name}", content)
-    needing = [*_PROGRAMS, _LOADED_BY_NAME]
+    needing = [*_PROGRAMS, *contents_of(flavour).programs, _LOADED_BY_NAME]
     needing += _add_python(layout, userland, sources, version=python, scratch=scratch)
     tree = userland.tree
     for path in (*needing, *userland.libraries(needing), "/etc/mke2fs.conf"):
@@ -146,15 +81,19 @@ def write_initrd(
     layout.link("/sbin/fsck.ext4", "e2fsck")
     for applet in applets(tree):
         layout.link(f"/bin/{applet}", "busybox")
-    size = layout.write(out)
-    if size > MAX_SIZE:
-        raise ImageBuildError(f"the initrd has {size} bytes, more than {MAX_SIZE}")
-    return size
+    return layout
+
+
+def write_initrd(layout: Layout, out: BinaryIO, *, flavour: Flavour) -> None:
+    """Write a root file system as an initrd. Raises ImageBuildError where it got too large."""
+    size, limit = layout.write(out), contents_of(flavour).max_size
+    if size > limit:
+        raise ImageBuildError(f"the {flavour} initrd has {size} bytes, more than {limit}")
 
 
 def applets(tree: PackageTree) -> list[str]:
     """Names under which busybox can be called, as it says itself. Raises ImageBuildError."""
-    busybox = tree.find(_BUSYBOX)
+    busybox = tree.find(BUSYBOX)
     if busybox is None:
         raise ImageBuildError("the busybox-static package has no busybox")
     try:

@@ -24,23 +24,27 @@ _SUFFIXES = (".ko", ".ko.xz", ".ko.zst")
 class ModuleSet:
     """The modules of one kind of machine: `first` before the bridge opens, `later` after that.
 
-    A name may stand for code that is built into the kernel: then nothing is loaded.
+    `root` are those that a root on a SCSI disk needs before there is an agent. A name may stand for
+    code that is built into the kernel: then nothing is loaded.
     """
 
     name: str
     first: tuple[str, ...]
     later: tuple[str, ...]
+    root: tuple[str, ...]
 
 
 QEMU = ModuleSet(
     "qemu",
     first=("virtio_pci", "virtio_console"),
     later=("virtio_scsi", "sd_mod", "ext4", "overlay", "virtio_rng"),
+    root=("virtio_pci", "virtio_scsi", "sd_mod", "ext4"),
 )
 HYPERV = ModuleSet(
     "hyperv",
     first=("hv_vmbus", "vsock", "hv_sock"),
     later=("hv_storvsc", "sd_mod", "ext4", "overlay", "hv_utils"),
+    root=("hv_vmbus", "hv_storvsc", "sd_mod", "ext4"),
 )
 
 

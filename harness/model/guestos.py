@@ -24,22 +24,18 @@ from typing import Final
 
 from harness.guest.disks import APPEAR_S
 from harness.guest.system import MS_BIND, MS_RDONLY, MS_REMOUNT, ChildStdio, Connection, RunResult
-from harness.model.applets import APPLETS
 from harness.model.disks import ModelDisk
 from harness.model.files import FileSystem, Kind, Node, Tree, directory
 from harness.model.namespace import Mounted, Namespace
 from harness.model.overlay import Branch, Overlay
 from harness.model.process import Descriptor, Process, Streams, environment
+from harness.model.rootdisk import INIT, folders_of, root_files
 from harness.model.shell import find_program, run_command
 
 _SCSI: Final = "/sys/bus/scsi/devices"
 _DEV: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _EXT4_MAGIC_AT: Final = 1024 + 56
 _EXT4_MAGIC: Final = b"\x53\xef"
-_FOLDERS: Final = (
-    "bin", "dev", "etc", "proc", "root", "run", "run/mounts", "run/mounts/scsi", "sbin", "sys",
-    "sys/bus", "sys/bus/scsi", "sys/bus/scsi/devices", "tmp", "usr", "usr/bin",
-)  # fmt: skip
 
 assert APPEAR_S > 0, "a disk appears at once here: the agent's waiting never shows"
 
@@ -57,10 +53,32 @@ class ModelGuestOs:
         self._slots: dict[tuple[int, int], str] = {}
         self._processes: list[Process] = []
         self._containers: dict[str, Process] = {}
-        self.namespace = Namespace(Mounted("/", _root(), "rootfs", "rootfs", (0, 2)))
+        self.namespace = Namespace(Mounted("/", root_files(), "rootfs", "rootfs", (0, 2)))
         self.namespace.generated["/proc/self/mountinfo"] = self.namespace.mountinfo
 
     # -- the hardware ----------------------------------------------------------------------------
+
+    def boot_from_disk(self, controller: int, lun: int) -> None:
+        """Have the root on the disk of a slot, as `root=` says. Raises OSError, as a panic tells.
+
+        What is plugged in appears after it, as in a machine.
+        """
+        with self.lock:
+            name = self._slots.get((controller, lun))
+            disk = self._disks[name] if name is not None else None
+            if disk is None or disk.files is None:
+                raise OSError(errno.ENXIO, "VFS: Unable to mount root fs on unknown-block(0,0)")
+            if disk.files.find(INIT) is None:
+                raise OSError(errno.ENOENT, f"No working init found: no {INIT}")
+            root = Overlay([Branch(disk.files, "/")], None)
+            namespace = Namespace(Mounted("/", root, f"/dev/{name}", "ext4", (8, 0), name or ""))
+            for target in ("/dev", "/proc", "/run", "/sys", "/tmp"):  # noqa: S108 - the guest's own
+                files = folders_of(target)
+                namespace.mounts.append(Mounted(target, files, target[1:], "tmpfs", (0, 20)))
+            namespace.generated["/proc/self/mountinfo"] = namespace.mountinfo
+            self.namespace = namespace
+            for (at, number), present in self._slots.items():
+                self._show(at, number, present)
 
     def plug(self, controller: int, lun: int, disk: ModelDisk) -> None:
         """Have a disk appear."""
@@ -68,10 +86,13 @@ class ModelGuestOs:
             name = f"sd{_letters(next(self._names))}"
             self._disks[name] = disk
             self._slots[controller, lun] = name
-            base = f"{_SCSI}/{controller}:0:0:{lun}"
-            for path in (base, f"{base}/block", f"{base}/block/{name}"):
-                self.namespace.put(path, directory())
-            self.namespace.put(f"/dev/{name}", Node(Kind.BLOCK, 0o600))
+            self._show(controller, lun, name)
+
+    def _show(self, controller: int, lun: int, name: str) -> None:
+        base = f"{_SCSI}/{controller}:0:0:{lun}"
+        for path in (base, f"{base}/block", f"{base}/block/{name}"):
+            self.namespace.put(path, directory())
+        self.namespace.put(f"/dev/{name}", Node(Kind.BLOCK, 0o600))
 
     def unplug(self, controller: int, lun: int) -> None:
         """Take a disk away, let go of or not."""
@@ -258,6 +279,16 @@ class ModelGuestOs:
         self._processes = [each for each in self._processes if each.exit_code is None]
         return self._processes
 
+    # -- devices ---------------------------------------------------------------------------------
+
+    def map_device(self, name: str, *, kind: str, sectors: int, parameters: str) -> str:
+        """Refuse: there is no device mapper, and the agent finds none."""
+        del kind, sectors, parameters
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+    def unmap_device(self, name: str) -> None:
+        """Do nothing: nothing is mapped."""
+
     # -- processes -------------------------------------------------------------------------------
 
     def find_program(self, name: str, *, path: str) -> str | None:
@@ -422,16 +453,6 @@ class _Nothing:
 
 
 _NOTHING: Final = _Nothing()
-
-
-def _root() -> FileSystem:
-    root = directory()
-    files = FileSystem(root, name="rootfs")
-    for folder in _FOLDERS:
-        files.put(f"/{folder}", directory())
-    for name in ("busybox", "sh", *APPLETS):
-        files.put(f"/bin/{name}", Node(Kind.FILE, 0o755))
-    return files
 
 
 def _letters(number: int) -> str:

@@ -29,6 +29,7 @@ from harness.guest.agent import Agent
 from harness.guest.log import Log
 from harness.guest.transport import SocketConnection, SocketStream
 from harness.hcs.document import (
+    ROOT_SLOT,
     Attachment,
     ComputeSystem,
     ModifySettingRequest,
@@ -73,6 +74,7 @@ class _System:
         self.events: list[SystemEvent] = []
         self.console = ""
         self.ports = ModelPorts(folder)
+        self.has_root_disk = document.root_is_disk
         devices = document.virtual_machine and document.virtual_machine.devices
         self.controllers = len(devices.scsi) if devices else 0
         self._store = store
@@ -119,6 +121,13 @@ class _System:
             self.console = (self.console + line + "\n")[-_CONSOLE_MAX:]
 
         log = Log(write)
+        if self.has_root_disk:
+            try:
+                self.os.boot_from_disk(*ROOT_SLOT)
+            except OSError as error:
+                write(f"Kernel panic - not syncing: {error.strerror}")
+                self.stop(ExitType.UNEXPECTED)
+                return
         agent = Agent(self.os, log)
         write("lcowlab: a model's guest")
         try:

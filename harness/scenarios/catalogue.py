@@ -6,7 +6,17 @@ import difflib
 from collections.abc import Sequence
 
 from harness.errors import UsageError
-from harness.scenarios import crashes, disks, failures, isolation, native, scratch_life, space
+from harness.scenarios import (
+    crashes,
+    disks,
+    failures,
+    isolation,
+    machines,
+    native,
+    protected,
+    scratch_life,
+    space,
+)
 from harness.scenarios.scenario import Scenario
 from harness.scenarios.shared_scratch import SHARED_SCRATCH, SHARED_SCRATCH_CRASH
 
@@ -20,6 +30,8 @@ CATALOGUE: tuple[Scenario, ...] = (
     *failures.SCENARIOS,
     *space.SCENARIOS,
     *isolation.SCENARIOS,
+    *machines.SCENARIOS,
+    *protected.SCENARIOS,
 )
 
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from harness.containers import Container, ContainerConfig, disks_of
 from harness.processes import Completed
+from harness.protection import UNPROTECTED
 from harness.scenarios.scenario import ScenarioContext
 from harness.uvm import UtilityVm
 from snapshotter import Mount
@@ -26,6 +27,7 @@ class Pod:
         self.name = name
         self.mounts: dict[str, Sequence[Mount]] = {}
         self.containers: dict[str, Container] = {}
+        self.protection = UNPROTECTED
         self.image = context.lab.demo_image()
 
     @classmethod
@@ -71,6 +73,7 @@ class Pod:
                 mounts=self.mounts[name],
                 config=config,
                 pod_id=pod_id or self.name,
+                protection=self.protection,
             )
         return self.containers[name]
 
@@ -111,13 +114,21 @@ class Pod:
 
 
 def close_clean(context: ScenarioContext, vm: UtilityVm) -> None:
-    """Check that no disk, mount or device is left in a utility VM, by all who know; close it."""
-    context.check_equal("disks still attached", vm.service.properties(vm.system_id).disks, ())
+    """Check that no disk, mount or device is left in a utility VM, by all who know; close it.
+
+    What the document itself attaches, such as a root disk, stays.
+    """
+    own = sorted(vm.document.attachments())
+    disks = vm.service.properties(vm.system_id).disks
+    attached = [(disk.controller, disk.lun) for disk in disks]
+    context.check_equal("disks still attached", attached, own)
     context.check_equal("attachments still counted", vm.scsi.snapshot().attachments, ())
     context.check_equal("mounts the guest still has", guest_mounts(vm), [])
     seen = vm.processes.start(["/bin/ls", "/sys/bus/scsi/devices"]).wait().text.split()
     devices = [name for name in seen if name.count(":") == 3]
-    context.check_equal("SCSI devices the guest still has", devices, [])
+    context.check_equal(
+        "SCSI devices the guest still has", devices, [f"{at}:0:0:{lun}" for at, lun in own]
+    )
     vm.close()
 
 

@@ -44,6 +44,7 @@ class ExpectedFailure:
         self._what = what
         self._errors = errors
         self.message = ""
+        self.error: BaseException | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -55,7 +56,7 @@ class ExpectedFailure:
             raise CheckFailedError(f"{self._what}: it went through, and was to be refused")
         if not isinstance(error, self._errors):
             return False
-        self.message = str(error)
+        self.message, self.error = str(error), error
         return True
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness.errors import UsageError
+from harness.gcs.prot import DeviceVerityInfo
 
 
 class MountKey(NamedTuple):
@@ -19,11 +20,12 @@ class MountKey(NamedTuple):
 
 
 class Formatting(NamedTuple):
-    """What may write to the partition before the mount; all mounts of a partition must agree."""
+    """What is done to the partition before the mount; all mounts of a partition must agree."""
 
     filesystem: str
     ensure_filesystem: bool
     encrypted: bool
+    verity: DeviceVerityInfo | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class MountConfig:
     `partition` 0 is the whole disk. `block_device` makes the guest path a link to the device
     instead of a mount. `ensure_filesystem` formats with `filesystem` unless it is there already.
     `encrypted` formats at every mount: such a partition is mounted once and shared, never twice.
+    With `verity` the guest checks every block that it reads of a read-only partition.
     """
 
     partition: int = 0
@@ -42,12 +45,15 @@ class MountConfig:
     ensure_filesystem: bool = False
     encrypted: bool = False
     block_device: bool = False
+    verity: DeviceVerityInfo | None = None
 
     def __post_init__(self) -> None:
         if self.partition < 0:
             raise UsageError(f"partition {self.partition}: partitions start at 1, 0 is the disk")
         if self.ensure_filesystem and not self.filesystem:
             raise UsageError("ensure_filesystem needs the name of a file system")
+        if self.verity is not None and not self.read_only:
+            raise UsageError("verity is for read-only mounts: nothing may change the blocks")
 
     @property
     def key(self) -> MountKey:
@@ -61,7 +67,7 @@ class MountConfig:
     @property
     def formatting(self) -> Formatting:
         """What this mount may do to the content of the partition."""
-        return Formatting(self.filesystem, self.ensure_filesystem, self.encrypted)
+        return Formatting(self.filesystem, self.ensure_filesystem, self.encrypted, self.verity)
 
 
 def clean_guest_path(path: str) -> str:

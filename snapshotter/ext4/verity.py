@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
+from snapshotter.blockio import BlockReader
+from snapshotter.errors import Ext4CorruptError, Ext4UnsupportedError
 from snapshotter.ext4.format import BLOCK_SIZE
 
 SALT: Final = bytes(32)
@@ -52,15 +54,34 @@ class VerityTree:
 assert VerityTree.LAYOUT.size == 512
 
 
+def read_verity(file: BlockReader, size: int) -> VerityTree:
+    """Return the tree after a file system of `size` bytes; its root hash is that of its top block.
+
+    Nothing else is compared: that is the kernel's work at every read. Raises Ext4CorruptError where
+    no tree is, Ext4UnsupportedError for one of another kind than `write_verity` makes.
+    """
+    raw = file.read_at(size, VerityTree.LAYOUT.size)
+    if len(raw) < VerityTree.LAYOUT.size or not raw.startswith(_SIGNATURE):
+        raise Ext4CorruptError("dm-verity superblock", "absent", offset=size)
+    fields = VerityTree.LAYOUT.unpack(raw)
+    _, version, kind, _, name, data_block, hash_block, blocks, salt_size, salt = fields
+    algorithm = name.rstrip(b"\0").decode("ascii", "replace")
+    found = (version, kind, algorithm, data_block, hash_block, salt[:salt_size])
+    if found != (_VERSION, _NORMAL, "sha256", BLOCK_SIZE, BLOCK_SIZE, SALT):
+        raise Ext4UnsupportedError(f"a dm-verity tree of another kind: {found}")
+    if blocks * BLOCK_SIZE != size:
+        raise Ext4CorruptError("dm-verity superblock", f"{blocks} blocks", offset=size)
+    (root,) = _digests(file, size + BLOCK_SIZE, 1)
+    return VerityTree(root.hex(), size, (1 + sum(_levels(blocks))) * BLOCK_SIZE)
+
+
 def write_verity(file: VerityFile, size: int, *, uuid: uuids.UUID) -> VerityTree:
     """Protect the first `size` bytes, whole blocks of 4096, by a tree after them.
 
     The digests go to the file as they come, so memory stays small. Raises what `file` raises.
     """
     blocks = size // BLOCK_SIZE
-    levels = [-(-blocks // _PER_BLOCK)]  # blocks of each, from the bottom
-    while levels[-1] > 1:
-        levels.append(-(-levels[-1] // _PER_BLOCK))
+    levels = _levels(blocks)
     superblock = VerityTree.LAYOUT.pack(
         _SIGNATURE,
         _VERSION,
@@ -85,7 +106,15 @@ def write_verity(file: VerityFile, size: int, *, uuid: uuids.UUID) -> VerityTree
     return VerityTree(root.hex(), size, (1 + sum(levels)) * BLOCK_SIZE)
 
 
-def _digests(file: VerityFile, offset: int, count: int) -> Iterator[bytes]:
+def _levels(blocks: int) -> list[int]:
+    """Return the blocks of each level of the tree over so many blocks, from the bottom."""
+    levels = [-(-blocks // _PER_BLOCK)]
+    while levels[-1] > 1:
+        levels.append(-(-levels[-1] // _PER_BLOCK))
+    return levels
+
+
+def _digests(file: BlockReader | VerityFile, offset: int, count: int) -> Iterator[bytes]:
     """Yield the digests of `count` blocks, those of `_READ` at a time."""
     salted = hashlib.sha256(SALT)
     for start in range(0, count, _READ):

@@ -77,6 +77,14 @@ class FakeGuestOs:
     fail_mounts: list[int] = field(default_factory=list)
     """errno values of the next mounts; 0 is one that works."""
     commands: list[list[str]] = field(default_factory=list)
+    fail_commands: list[str] = field(default_factory=list)
+    """Words; the next command that has the first of them fails."""
+    mapped: dict[str, str] = field(default_factory=dict)
+    """Device mapper tables by name."""
+    unmaps: list[str] = field(default_factory=list)
+    fail_unmaps: list[int] = field(default_factory=list)
+    tampered: bool = False
+    """Whether a mapped device cannot be read."""
     powered_off: threading.Event = field(default_factory=threading.Event)
     entropy: list[bytes] = field(default_factory=list)
     clock_ns: int = 0
@@ -202,6 +210,27 @@ class FakeGuestOs:
                 return
         raise OSError(errno.EINVAL, "not mounted", target)
 
+    # -- devices ---------------------------------------------------------------------------------
+
+    def map_device(self, name: str, *, kind: str, sectors: int, parameters: str) -> str:
+        path = f"/dev/mapper/{name}"
+        source = self.at(parameters.split()[1])
+        self.at(path).write_bytes(source.read_bytes())
+        if self.tampered:
+            self.at(path).unlink()
+            self.at(path).mkdir()  # what is read of it is an error
+        self.mapped[name] = f"0 {sectors} {kind} {parameters}"
+        return path
+
+    def unmap_device(self, name: str) -> None:
+        self.unmaps.append(name)
+        if self.fail_unmaps:
+            code = self.fail_unmaps.pop(0)
+            raise OSError(code, os.strerror(code), name)
+        path = self.at(f"/dev/mapper/{name}")
+        if self.mapped.pop(name, None) is not None:
+            path.rmdir() if path.is_dir() else path.unlink()
+
     # -- processes -------------------------------------------------------------------------------
 
     def find_program(self, name: str, *, path: str) -> str | None:
@@ -256,10 +285,18 @@ class FakeGuestOs:
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> RunResult:
         self.commands.append(list(argv))
+        if self.fail_commands and self.fail_commands[0] in argv:
+            return RunResult(1, f"no {self.fail_commands.pop(0)} today")
+        if argv[0] == "/sbin/cryptsetup":
+            return self._cryptsetup(argv)
         if argv[0] == "crun" and "delete" in argv:
             for child in self._children.pop(argv[-1], []):
                 with contextlib.suppress(ProcessLookupError):
                     child.signal(9)
+            return RunResult(0, "")
+        if argv[0] == "/sbin/mkfs.xfs":
+            with self.at(argv[-1]).open("r+b") as file:
+                file.write(b"XFSB")
             return RunResult(0, "")
         if argv[0].startswith("/sbin/mkfs"):
             with self.at(argv[-1]).open("r+b") as file:
@@ -267,6 +304,18 @@ class FakeGuestOs:
                 file.write(EXT4_MAGIC[1])
             return RunResult(0, "")
         return RunResult(127, f"{argv[0]}: not played")
+
+    def _cryptsetup(self, argv: Sequence[str]) -> RunResult:
+        """Play LUKS: a mapped device is a file of its own, there while it is open."""
+        name = argv[-1]
+        device = self.at(f"/dev/mapper/{name}")
+        if argv[1] == "luksOpen":
+            device.write_bytes(b"")
+        elif argv[1] == "luksClose":
+            if not device.exists():
+                return RunResult(4, f"Device {name} is not active.")
+            device.unlink()
+        return RunResult(0, "")
 
     # -- the host --------------------------------------------------------------------------------
 

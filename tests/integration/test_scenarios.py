@@ -15,6 +15,7 @@ from harness.scenarios.runner import run_scenarios
 from harness.scenarios.scenario import Scenario
 
 CORE = select(CATALOGUE, tags=["core"])
+PROTECTED = select(CATALOGUE, names=["verity-layers"])  # encrypted-scratch formats too slowly
 KERNEL_ONLY = select(CATALOGUE, names=["no-raw-scratch", "second-machine-refused"])
 
 
@@ -36,4 +37,14 @@ def test_what_only_a_kernel_can_prove_holds() -> None:
         result = run_scenarios(own, KERNEL_ONLY)
     outcomes = {each.name: (each.outcome, each.reason) for each in result.scenarios}
     assert outcomes == {each.name: (Outcome.PASSED, None) for each in KERNEL_ONLY}
+    assert result.leaks == ()
+
+
+@pytest.mark.qemu
+def test_layers_are_verified_on_the_image_that_can() -> None:
+    with Lab.open() as own:
+        own.demo_image()
+        result = run_scenarios(own, PROTECTED)
+    (only,) = result.scenarios
+    assert (only.outcome, only.reason) == (Outcome.PASSED, None)
     assert result.leaks == ()

@@ -160,7 +160,6 @@ def test_propagation_is_the_one_option_that_counts(guest: Guest) -> None:
     "disk",
     [
         MappedVirtualDisk(mount_path="relative", lun=1),
-        MappedVirtualDisk(mount_path="/run/x", lun=1, encrypted=True),
         MappedVirtualDisk(mount_path="/run/x", lun=1, ensure_filesystem=True, filesystem="btrfs"),
     ],
 )

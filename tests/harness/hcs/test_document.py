@@ -75,6 +75,24 @@ def test_attachments_of_a_document_are_found_by_slot() -> None:
     assert disks[0, 0].read_only
 
 
+def test_a_root_disk_is_where_hcsshim_has_it_and_the_kernel_is_told() -> None:
+    made = lcow_document(owner="x", kernel="k", initrd="", root_disk="C:\\rootfs.vhd")
+    assert made.attachments() == {
+        (0, 0): Attachment(AttachmentType.VIRTUAL_DISK, "C:\\rootfs.vhd", read_only=True)
+    }
+    direct = made.to_json()["VirtualMachine"]["Chipset"]["LinuxKernelDirect"]
+    assert direct["KernelCmdLine"].startswith("root=/dev/sda ro rootwait init=/init ")
+    assert made.root_is_disk
+    assert ComputeSystem.from_json(HCSSHIM_DOCUMENT).root_is_disk
+    assert not lcow_document(owner="x", kernel="k", initrd="i").root_is_disk
+
+
+def test_the_slot_of_a_root_disk_is_nobody_elses() -> None:
+    taken = {(0, 0): Attachment(AttachmentType.VIRTUAL_DISK, "data.vhdx")}
+    with pytest.raises(UsageError, match=r"0:0 is the root disk's: attach data\.vhdx elsewhere"):
+        lcow_document(owner="x", kernel="k", initrd="", root_disk="r.vhd", attachments=taken)
+
+
 def test_fields_that_are_not_known_are_kept_and_named() -> None:
     raw = {"Owner": "x", "VirtualMachine": {"Chipset": {"Novel": {"A": 1}}, "Version": "9"}}
     document = ComputeSystem.from_json(raw)
