@@ -31,6 +31,10 @@ def provision(
     feature_source: Annotated[
         str, typer.Option(help="Path on the host with the files of removed features.")
     ] = "",
+    smoke: Annotated[
+        str,
+        typer.Option(help="Backend of the utility VM that proves a host: auto, or off for none."),
+    ] = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Make hosts ready for utility VMs; restarts them where that is needed.
@@ -50,6 +54,7 @@ def provision(
             python=python,
             least_python=(int(major), int(minor)),
             feature_source=feature_source,
+            smoke=smoke,
         )
         with connect_host(name, host) as winrm:
             provisioner = Provisioner(
@@ -70,10 +75,11 @@ def provision(
                 "ran": outcome.ran,
                 "restarts": outcome.restarts,
                 "notes": outcome.notes,
+                "proofs": outcome.proofs,
             }
         )
         if not json_:
-            for step, note in outcome.notes.items():
+            for step, note in {**outcome.notes, **outcome.proofs}.items():
                 typer.echo(f"{name}: {step}: {note}")
             done = f"{len(outcome.ran)} commands, {outcome.restarts} restarts"
             typer.echo(f"{name}: ready ({done if outcome.changed else 'nothing was lacking'})")

@@ -11,12 +11,21 @@ from typing import Any
 from harness.errors import RemoteCommandError
 from harness.remote.deadline import Deadline
 from harness.remote.hostpython import python_argv, script_input
-from harness.remote.transport import Transport
+from harness.remote.transport import CompletedRemote, Transport
 
 
 def script_source(name: str) -> str:
     """Return the source of a script of `harness.hosts.onhost`."""
     return resources.files("harness.hosts.onhost").joinpath(f"{name}.py").read_text("utf-8")
+
+
+def read_report(name: str, done: CompletedRemote, *, host: str) -> dict[str, Any]:
+    """Return what a script reported. Raises RemoteCommandError with the end of its complaint."""
+    if done.exit_code != 0:
+        said = done.stderr.decode(errors="replace").strip()[-2000:]
+        raise RemoteCommandError(said, host=host, code=done.exit_code, command=name)
+    values: dict[str, Any] = json.loads(done.stdout)
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +50,4 @@ class HostScripts:
             deadline=deadline,
             idempotent=True,
         )
-        if done.exit_code != 0:
-            said = done.stderr.decode(errors="replace").strip()[-2000:]
-            raise RemoteCommandError(
-                said, host=self.transport.host, code=done.exit_code, command=name
-            )
-        values: dict[str, Any] = json.loads(done.stdout)
-        return values
+        return read_report(name, done, host=self.transport.host)

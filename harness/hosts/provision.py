@@ -38,6 +38,7 @@ from harness.hosts.settingsteps import (
     Quotas,
     UpdatePause,
 )
+from harness.hosts.smokestep import Smoke
 from harness.hosts.steps import Assessment, Look, Options, State, Step
 from harness.hosts.systemsteps import (
     BitLocker,
@@ -80,16 +81,20 @@ class Planned:
 
 @dataclass(slots=True)
 class Outcome:
-    """What an apply did: texts of the commands that ran, in order, and its restarts."""
+    """What an apply did: texts of the commands that ran, in order, and its restarts.
+
+    `proofs` says by step what commands showed that change nothing.
+    """
 
     ran: list[str] = field(default_factory=list)
     restarts: int = 0
     notes: dict[str, str] = field(default_factory=dict)
+    proofs: dict[str, str] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
         """Whether anything was changed."""
-        return bool(self.ran) or self.restarts > 0
+        return len(self.ran) > len(self.proofs) or self.restarts > 0
 
 
 def standard_steps() -> tuple[Step, ...]:
@@ -110,6 +115,7 @@ def standard_steps() -> tuple[Step, ...]:
         EventLogs(),
         Python(),
         Agent(),
+        Smoke(),
     )
 
 
@@ -178,9 +184,13 @@ class Provisioner:
                 waiting.append(f"{step.name}: {found.detail}")
                 if step.name == "pending-restart":
                     break  # nothing is put on top of what Windows has not finished
+            if found.proof and waiting:
+                continue
             if found.state is State.CHANGE:
                 self._report(f"{step.name}: {found.detail}")
                 after = self._change(step, found, look, outcome)
+                if found.proof:
+                    outcome.proofs[step.name] = after.detail
                 if after.state is State.RESTART or found.in_force_after_restart:
                     waiting.append(f"{step.name}: {after.detail}")
         return tuple(waiting)

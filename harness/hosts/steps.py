@@ -35,23 +35,29 @@ class State(enum.Enum):
 class Assessment:
     """What a step found and what it would run.
 
-    `in_force_after_restart` says that its actions show only after a restart.
+    `in_force_after_restart` says that its actions show only after a restart; `proof` that they show
+    that the host works, change nothing of it, and wait for a restart that is due.
     """
 
     state: State
     detail: str = ""
     actions: tuple[Action, ...] = ()
     in_force_after_restart: bool = False
+    proof: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a host shall be; sizes in bytes. `feature_source` is a path on the host."""
+    """What a host shall be; sizes in bytes. `feature_source` is a path on the host.
+
+    `smoke` is the backend of the utility VM that proves it: `auto` is the host's own, `off` none.
+    """
 
     root: ProtectedRoot
     port: int
     python: str = "python"
     least_python: tuple[int, int] = (3, 12)
+    smoke: str = "auto"
     feature_source: str = ""
     least_memory: int = 8 * GIB
     least_disk: int = 40 * GIB
