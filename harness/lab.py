@@ -106,6 +106,7 @@ class Lab:
         self._lock = lock
         self._progress = progress
         self._vms: list[UtilityVm] = []
+        self._vms_before = 0  # of earlier scenarios
         self._images: dict[Path, ImportedImage] = {}
 
     @classmethod
@@ -295,6 +296,10 @@ class Lab:
         """Return why a utility VM of this lab ended without being asked to; "" where none did."""
         return next((death for vm in self._vms if (death := vm.death())), "")
 
+    def pauses(self) -> tuple[str, ...]:
+        """Return each time the host held a utility VM since `begin`, in words."""
+        return tuple(pause for vm in self._vms[self._vms_before :] for pause in vm.pauses)
+
     def console(self) -> str:
         """Return the last console output of the utility VM booted last."""
         for vm in reversed(self._vms):
@@ -308,6 +313,7 @@ class Lab:
             with contextlib.suppress(HarnessError):
                 vm.close()
         self._vms.clear()
+        self._vms_before = 0
         layers = {layer.chain_id for image in self._images.values() for layer in image.layers}
         left = [info for info in self.snapshotter.walk() if info.name not in layers]
         while left:
@@ -322,6 +328,7 @@ class Lab:
         """Begin a scenario: what it makes belongs to `owner`, faults and the audit begin anew."""
         self.owner = f"{OWNER}:{owner}"
         self.faults = FaultPlan.parse(self.config.faults)
+        self._vms_before = len(self._vms)
         self._real_service.prepare()
         self._baseline = Baseline.take()
 
@@ -352,6 +359,7 @@ class Lab:
             for vm in self._vms:
                 closing.callback(vm.close)
         self._vms.clear()
+        self._vms_before = 0
 
     def _leave_directory(self) -> None:
         if self.keep:

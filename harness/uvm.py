@@ -43,6 +43,7 @@ from harness.hcs.service import (
     ComputeService,
     EventType,
     ExitType,
+    SystemEvent,
     SystemState,
 )
 from harness.hcs.streams import GuestStreams, ListenHyperV, StreamListener, listen_hyperv
@@ -155,14 +156,20 @@ def _mapped_disk(slot: Slot, config: MountConfig, guest_path: str) -> MappedVirt
     )
 
 
-class _CrashWatch(threading.Thread):
-    """Ends the bridge as soon as the service reports a crash: whoever waits gets to know why."""
+class _EventWatch(threading.Thread):
+    """Ends the bridge as soon as the service reports a crash, and keeps what else it reports."""
 
     def __init__(self, service: ComputeService, system_id: str, guest: GuestClient) -> None:
-        super().__init__(name="crash watch", daemon=True)
+        super().__init__(name="event watch", daemon=True)
         self._service = service
         self._system_id = system_id
         self._guest = guest
+        self._pauses: list[str] = []
+
+    @property
+    def pauses(self) -> tuple[str, ...]:
+        """Each time the service held the machine, in words."""
+        return tuple(self._pauses)
 
     def run(self) -> None:
         """Watch until the system is closed."""
@@ -174,12 +181,25 @@ class _CrashWatch(threading.Thread):
                 )
                 for event in events:
                     cursor = event.sequence
-                    if event.type is EventType.CRASHED:
-                        reason = str(event.data.get("Message", "the guest crashed"))
-                        self._guest.bridge.kill(SystemExitedError(reason))
+                    if not self._take(event):
                         return
-                    if event.type is EventType.EXITED:
-                        return
+
+    def _take(self, event: SystemEvent) -> bool:
+        match event.type:
+            case EventType.CRASHED:
+                # Whoever waits for an answer gets to know why none comes.
+                reason = str(event.data.get("Message", "the guest crashed"))
+                self._guest.bridge.kill(SystemExitedError(reason))
+                return False
+            case EventType.EXITED:
+                return False
+            case EventType.PAUSED:
+                self._pauses.append(f"it waits: {event.data.get('Reason', 'nobody knows why')}")
+            case EventType.RESUMED if self._pauses:
+                seconds = float(event.data.get("Seconds", 0.0))
+                waited = self._pauses[-1].removeprefix("it waits: ")
+                self._pauses[-1] = f"it waited {seconds:.1f} s: {waited}"
+        return True
 
 
 class UtilityVm:
@@ -218,7 +238,7 @@ class UtilityVm:
         )
         self._closed = False
         self._killed = False
-        self._watch = _CrashWatch(service, system_id, guest)
+        self._watch = _EventWatch(service, system_id, guest)
         self._watch.start()
 
     @classmethod
@@ -289,6 +309,11 @@ class UtilityVm:
             return self.service.properties(self.system_id).state is SystemState.RUNNING
         except ComputeServiceError:
             return False
+
+    @property
+    def pauses(self) -> tuple[str, ...]:
+        """Each time the host held the machine because it lacked something, in words."""
+        return self._watch.pauses
 
     def console(self) -> str:
         """Return the last 64 KiB of the serial console."""

@@ -62,7 +62,6 @@ from harness.gcs.prot import (
     ResizeConsole,
     ResourceType,
     ResponseBase,
-    Resume,
     SchemaVersion,
     ScsiDevice,
     ScsiDevices,
@@ -138,6 +137,7 @@ class Agent:
         self._containers = Containers(system, self._mounts, self._publish, crun=crun)
         self._crun = crun
         self._processes = ProcessTable()
+        self._sleeper: template.Sleeper | None = None  # from Prepare to the next negotiation
         self._lock = threading.Lock()
         self._bridge: _Bridge | None = None  # the negotiated one
         self._unsent: deque[ContainerNotification] = deque()
@@ -166,6 +166,8 @@ class Agent:
         decoder = FrameDecoder(max_frame=GUEST_MAX_FRAME)
         try:
             while data := stream.read(_READ_SIZE):
+                if self._sleeper is not None and self._answer_awaking(bridge, data):
+                    continue
                 for frame in decoder.feed(data):
                     self._take(bridge, frame)
         except FrameError as error:
@@ -174,6 +176,21 @@ class Agent:
             self._log.warning("the bridge failed", {"error": str(error)})
         finally:
             self._forget(bridge)
+
+    def _answer_awaking(self, bridge: _Bridge, data: bytes) -> bool:
+        """Whether `data` was what a copy of a template is asked first; it is answered then."""
+        assert self._sleeper is not None
+        if (answer := self._sleeper.wake(data)) is not None:
+            bridge.stream.write(answer)
+            return True
+        answer = self._sleeper.negotiate(data)
+        self._sleeper = None
+        if answer is None:
+            return False
+        bridge.negotiated = True
+        bridge.stream.write(answer)
+        self._adopt(bridge)
+        return True
 
     def _forget(self, bridge: _Bridge) -> None:
         """Nothing is agreed with this bridge's host any more."""
@@ -392,9 +409,11 @@ class Agent:
 
     def _prepare(self, _: RequestBase, __: _Body) -> None:
         template.warm_up(self._system, self._mounts, crun=self._crun)
+        negotiated = Negotiated(version=PROTOCOL_VERSION, capabilities=CAPABILITIES)
+        self._sleeper = template.Sleeper(self._system, negotiated)
 
     def _resume(self, _: RequestBase, body: _Body) -> None:
-        template.resume(self._system, from_json(Resume, body))
+        template.resume(self._system, body)
 
 
 def _failure(result: HResult, message: str) -> ResponseBase:

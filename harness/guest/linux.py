@@ -35,6 +35,8 @@ class LinuxSystem:
     def __init__(self, dial: Callable[[int], Connection]) -> None:
         self._dial = dial
         self._reaper = Reaper()
+        self._urandom = -1
+        self._hostname = -1
 
     def start(self) -> None:
         """Become the subreaper of all descendants and collect them from now on."""
@@ -247,7 +249,9 @@ class LinuxSystem:
 
     def add_entropy(self, data: bytes) -> None:
         """Mix bytes into the kernel's random generator, count them, and reseed from them."""
-        syscalls.add_entropy(data)
+        if self._urandom < 0:
+            self._urandom = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
+        syscalls.add_entropy(self._urandom, data)
 
     def set_clock(self, seconds: int, nanoseconds: int) -> None:
         """Set the real-time clock, in Unix time."""
@@ -255,7 +259,9 @@ class LinuxSystem:
 
     def set_host_name(self, name: str) -> None:
         """Set the kernel's host name."""
-        self.write_file("/proc/sys/kernel/hostname", name.encode())
+        if self._hostname < 0:
+            self._hostname = os.open("/proc/sys/kernel/hostname", os.O_WRONLY | os.O_CLOEXEC)
+        os.pwrite(self._hostname, name.encode(), 0)
 
     def power_off(self) -> None:
         """Flush the disks and end the virtual machine."""

@@ -85,14 +85,13 @@ def unshare_directory() -> None:
     _call("unshare", None, _libc.unshare, _CLONE_FS)
 
 
-def add_entropy(data: bytes) -> None:
-    """Credit `data` (whole words) as entropy and have the generator start anew from it."""
-    fd = os.open("/dev/urandom", os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(fd, _RNDADDENTROPY, struct.pack("ii", 8 * len(data), len(data)) + data)
-        fcntl.ioctl(fd, _RNDRESEEDCRNG)
-    finally:
-        os.close(fd)
+def add_entropy(device: int, data: bytes) -> None:
+    """Credit `data` (whole words) as entropy and have the generator start anew from it.
+
+    `device` is a descriptor of /dev/random or /dev/urandom.
+    """
+    fcntl.ioctl(device, _RNDADDENTROPY, struct.pack("ii", 8 * len(data), len(data)) + data)
+    fcntl.ioctl(device, _RNDRESEEDCRNG)
 
 
 def power_off() -> None:

@@ -49,6 +49,10 @@ class EventType(enum.StrEnum):
     STARTED = "SystemStarted"
     EXITED = "SystemExited"
     CRASHED = "SystemCrashReport"
+    PAUSED = "SystemPaused"
+    """It waits for what the host lacks: `Reason`, and the `Path` of the disk if it is known."""
+    RESUMED = "SystemResumed"
+    """It goes on: `Seconds` that it waited."""
 
 
 @dataclass(frozen=True, slots=True)

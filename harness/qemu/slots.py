@@ -27,6 +27,7 @@ from harness.qemu.translate import (
     attach_commands,
     detach_commands,
     device_name,
+    node_name,
 )
 
 SLOT_IN_USE: Final = 0x800700B7  # ERROR_ALREADY_EXISTS
@@ -69,6 +70,12 @@ class SlotTable:
                 for (controller, lun), slot in sorted(self._slots.items())
                 if slot.state is not SlotState.ATTACHING
             )
+
+    def path_of(self, node: str) -> str:
+        """Return the file behind one of QEMU's block nodes; "" for one that is no slot's."""
+        with self._lock:
+            paths = [slot.disk.path for key, slot in self._slots.items() if node_name(*key) == node]
+        return paths[0] if paths else ""
 
     def clear(self) -> None:
         """Forget every slot: the machine is gone."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from harness.qemu.hostfacts import HostFacts
 from harness.qemu.loop import IoLoop
 from harness.qemu.machine import Machine
 from harness.qemu.ports import PortTable
-from harness.qemu.qmp import QmpCommand, QmpError, QmpEvent
+from harness.qemu.qmp import QmpCommand, QmpEvent
 from harness.qemu.slots import INVALID_STATE, SlotTable
 from harness.qemu.supervisor import describe_exit
 from harness.qemu.translate import (
@@ -66,7 +65,11 @@ class QemuSystem:
         self._ready = ready
         self._host = host
         self._report = report
-        self._full_volume = FullVolume(self._resume)
+        self._full_volume = FullVolume(
+            self._resume,
+            paused=self._paused,
+            resumed=lambda seconds: report(EventType.RESUMED, {"Seconds": seconds}),
+        )
         self._machine = ready.machine
         self._slots = SlotTable(self._machine.qmp, controllers=self._machine.plan.controllers)
         self._ports = PortTable(loop, directory, gcs=self._machine.gcs, stdio=self._machine.stdio)
@@ -216,11 +219,16 @@ class QemuSystem:
         if self._state is SystemState.STOPPED:
             raise SystemExitedError(f"system {self.id} has stopped: {self._exit_reason}")
 
+    def _resume(self) -> None:
+        self._machine.qmp.execute(QmpCommand("cont"), deadline=deadline_after(_RESUME_S))
+
     # -- in the I/O thread -----------------------------------------------------------------------
 
-    def _resume(self) -> None:
-        with contextlib.suppress(ComputeServiceError, QmpError):  # it may have ended meanwhile
-            self._machine.qmp.execute(QmpCommand("cont"), deadline=deadline_after(_RESUME_S))
+    def _paused(self, event: QmpEvent) -> None:
+        data: dict[str, Any] = {"Reason": "the volume below a disk is full"}
+        if path := self._slots.path_of(str(event.data.get("node-name", ""))):
+            data |= {"Reason": f"the volume below {path} is full", "Path": path}
+        self._report(EventType.PAUSED, data)
 
     def _qmp_event(self, event: QmpEvent) -> None:
         self._full_volume.event(event)

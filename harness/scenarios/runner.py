@@ -105,6 +105,8 @@ def _run_body(
             # What a body could not do without its machine proves nothing about the product.
             outcome = Outcome.ERROR
             reason = f"the utility VM died: {death}; run it again with --keep failed ({reason})"
+    if pauses := lab.pauses():
+        context.fact("held by the host", "; ".join(pauses))
     console = "" if outcome in (Outcome.PASSED, Outcome.SKIPPED) else lab.console()
     if outcome is not Outcome.PASSED or leaks:
         try:

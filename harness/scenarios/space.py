@@ -112,6 +112,10 @@ def _host_full(context: ScenarioContext) -> None:
             context.check(not writer.is_alive(), "the writer still waits")
             context.check_equal("exit codes of the writer", [d.exit_code for d in done], [0])
             context.check_equal("the other's file", pod.sh("pod", "cat /root/file"), "precious")
+        with context.step("and it was said"):
+            wanted = f"s: the volume below {moved} is full"
+            said = _wait(lambda: [p.endswith(wanted) for p in vm.pauses] == [True])
+            context.check(said, f"one pause below {moved}: {vm.pauses}")
         pod.release()
         close_clean(context, vm)
         with context.step("the disk is sound"), context.lab.files_on(moved) as files:

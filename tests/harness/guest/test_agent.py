@@ -25,11 +25,13 @@ from harness.gcs.codec import (
 )
 from harness.gcs.prot import (
     INFINITE,
+    NULL_ID,
     HResult,
     LabRequest,
     MappedVirtualDisk,
     NegotiateProtocol,
     Request,
+    RequestBase,
     Resume,
     WaitForProcess,
 )
@@ -38,8 +40,11 @@ from tests.fakes.guest_os import SocketByteStream, wait_until
 from tests.harness.guest.conftest import Guest, read_all
 
 
-def exchange(guest: Guest, data: bytes, *, answers: int = 1) -> list[Frame]:
-    """Send raw bytes on a bridge of their own and return what comes back."""
+def exchange(guest: Guest, *parts: bytes, answers: int = 1) -> list[Frame]:
+    """Send raw bytes on a bridge of their own and return what comes back.
+
+    Each part but the first waits for the answer to the one before.
+    """
     host, end = socket.socketpair()
     host.settimeout(5)
     thread = threading.Thread(target=guest.agent.serve, args=(SocketByteStream(end),))
@@ -47,9 +52,10 @@ def exchange(guest: Guest, data: bytes, *, answers: int = 1) -> list[Frame]:
     frames: list[Frame] = []
     decoder = FrameDecoder(max_frame=HOST_MAX_FRAME)
     with host, end:
-        host.sendall(data)
-        while len(frames) < answers:
-            frames += decoder.feed(host.recv(65536))
+        for number, part in enumerate(parts, start=1):
+            host.sendall(part)
+            while len(frames) < (answers if number == len(parts) else number):
+                frames += decoder.feed(host.recv(65536))
         host.shutdown(socket.SHUT_RDWR)
         thread.join(5)
     return frames
@@ -236,6 +242,58 @@ def test_the_bridge_is_a_new_one_after_the_copy(guest: Guest) -> None:
     frames = exchange(guest, NEGOTIATE + lab_frame(LabRequest.RESUME, message) + stacks, answers=3)
     refused = next(frame for frame in frames if frame.id == 9)
     assert json.loads(refused.body)["Result"] & 0xFFFFFFFF == HResult.NOT_IMPLEMENTED
+
+
+def host_negotiation(version: int = 4) -> bytes:
+    """The negotiation as our host sends it."""
+    body = to_json(RequestBase(container_id=NULL_ID, activity_id=NULL_ID)) | to_json(
+        NegotiateProtocol(minimum_version=version, maximum_version=version)
+    )
+    return encode_frame(Frame(Request.NEGOTIATE_PROTOCOL, 3, encode_body(body)))
+
+
+def test_a_copy_answers_like_any_other_agent(guest: Guest) -> None:
+    message = Resume(seed="5a" * 64, unix_s=1_800_000_000, unix_ns=5, host_name="uvm-1")
+    stacks = encode_frame(Frame(Request.DUMP_STACKS, 9, b"{}"))
+    asked = lab_frame(LabRequest.RESUME, message), host_negotiation()
+    expected = exchange(guest, *asked, answers=2)
+    exchange(guest, lab_frame(LabRequest.PREPARE))
+    guest.os.entropy.clear()
+    *answers, dumped = exchange(guest, *asked, stacks, answers=3)
+    assert answers == expected
+    assert json.loads(dumped.body)["Result"] == 0, "it is negotiated"
+    assert guest.os.entropy == [b"\x5a" * 64]
+    assert guest.os.clock_ns == 1_800_000_000_000_000_005
+    assert guest.os.host_name == "uvm-1"
+
+
+def test_a_copy_takes_frames_that_come_in_pieces(guest: Guest) -> None:
+    message = Resume(seed="5a" * 64, unix_s=1, unix_ns=0, host_name="uvm-1")
+    exchange(guest, lab_frame(LabRequest.PREPARE))
+    whole = lab_frame(LabRequest.RESUME, message) + host_negotiation()
+    answers = exchange(guest, whole, answers=2)
+    assert [json.loads(answer.body)["Result"] for answer in answers] == [0, 0]
+    assert guest.os.host_name == "uvm-1"
+
+
+def test_a_copy_refuses_what_any_agent_refuses(guest: Guest) -> None:
+    exchange(guest, lab_frame(LabRequest.PREPARE))
+    guest.os.entropy.clear()
+    bad = Resume(seed="5a" * 8, unix_s=1, unix_ns=0, host_name="x")
+    answers = exchange(guest, lab_frame(LabRequest.RESUME, bad), host_negotiation(5), answers=2)
+    results = [json.loads(answer.body)["Result"] & 0xFFFFFFFF for answer in answers]
+    assert results == [HResult.INVALID_JSON, HResult.UNSUPPORTED_PROTOCOL_VERSION]
+    assert not guest.os.entropy
+
+
+@pytest.mark.parametrize("missing", ["Seed", "UnixSeconds", "UnixNanoseconds", "HostName"])
+def test_a_copy_needs_every_field(guest: Guest, missing: str) -> None:
+    body = to_json(Resume(seed="5a" * 64, unix_s=1, unix_ns=0, host_name="x"))
+    del body[missing]
+    (answer,) = exchange(guest, encode_frame(Frame(LabRequest.RESUME, 7, encode_body(body))))
+    assert json.loads(answer.body)["Result"] & 0xFFFFFFFF == HResult.INVALID_JSON
+    assert missing in json.loads(answer.body)["ErrorMessage"]
+    assert not guest.os.entropy
 
 
 def test_a_template_has_run_a_container_and_shows_nothing_of_it(guest: Guest) -> None:
