@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from snapshotter.errors import (
-    DigestMismatchError,
     FailedPreconditionError,
     InvalidArgumentError,
 )
@@ -88,12 +87,7 @@ def apply_layer(
     # Imported here: it brings numpy, which most commands do without.
     from snapshotter.ext4.layertar import convert_layer
 
-    converted = convert_layer(stream, target, read_ahead=read_ahead)
-    if diff_id is not None and converted.diff_id != diff_id:
-        target.unlink(missing_ok=True)
-        raise DigestMismatchError(
-            "uncompressed layer tar", expected=diff_id, actual=converted.diff_id
-        )
+    converted = convert_layer(stream, target, read_ahead=read_ahead, diff_id=diff_id)
     if reuse is not None:
         reuse.remember(converted, target, blob=blob)
     return converted

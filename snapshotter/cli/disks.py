@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from snapshotter.cli.output import JsonOption, operation, print_document, size_text
 from snapshotter.cli.progress import progress_bar
-from snapshotter.errors import AlreadyExistsError, DigestMismatchError
+from snapshotter.errors import AlreadyExistsError, InvalidArgumentError
 from snapshotter.labels import check_scratch_size
 from snapshotter.platform import local_platform
 from snapshotter.units import GIB
@@ -42,6 +43,11 @@ def create(
         int | None,
         typer.Option(help="Size in GiB to which it may be grown later, mounted or not.", min=1),
     ] = None,
+    label: Annotated[str, typer.Option(help="Label of the ext4, 16 bytes at most.")] = "scratch",
+    fs_uuid: Annotated[
+        str | None,
+        typer.Option("--uuid", help="UUID of the ext4.", show_default="a random one"),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make a formatted, empty scratch disk."""
@@ -51,13 +57,22 @@ def create(
 
         size = check_scratch_size(size_gb * GIB)
         grow_to = None if grow_to_gb is None else grow_to_gb * GIB
-        template = ScratchTemplate.build(size, journal_mib=journal_mib, grow_to=grow_to)
+        template = ScratchTemplate.build(
+            size, journal_mib=journal_mib, grow_to=grow_to, label=label, fs_uuid=_uuid(fs_uuid)
+        )
         template.write(out, allocation=allocation_of(local_platform()))
         file_size = out.stat().st_size
         if json_output:
             print_document("scratch", {"path": str(out), "size": size, "file_size": file_size})
         else:
             typer.echo(f"{out}: {size_text(size)} disk in a file of {size_text(file_size)}")
+
+
+def _uuid(text: str | None) -> uuid.UUID | None:
+    try:
+        return None if text is None else uuid.UUID(text)
+    except ValueError:
+        raise InvalidArgumentError(f"--uuid {text}: give 32 hexadecimal digits") from None
 
 
 @layer.command("import")
@@ -97,10 +112,8 @@ def import_(
                 progress=None if progress is None else lambda done: progress(done, 0),
                 checksums=checksums,
                 verity=verity,
+                diff_id=diff_id,
             )
-        if diff_id is not None and converted.diff_id != diff_id:
-            out.unlink()
-            raise DigestMismatchError(str(tar), expected=diff_id, actual=converted.diff_id)
         root_hash = converted.verity.root_hash if converted.verity else None
         if json_output:
             print_document(

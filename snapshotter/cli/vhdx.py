@@ -35,6 +35,10 @@ SectorOption = Annotated[
     int | None,
     typer.Option(metavar="512|4096", help="Logical sector of a VHDX.", show_default="512"),
 ]
+PhysicalSectorOption = Annotated[
+    int | None,
+    typer.Option(metavar="512|4096", help="Physical sector of a VHDX.", show_default="4096"),
+]
 FixedOption = Annotated[
     bool, typer.Option("--fixed", help="A VHDX in which every block has its place from the start.")
 ]
@@ -57,12 +61,13 @@ def create(
     fixed: FixedOption = False,
     block_size: BlockSizeOption = None,
     logical_sector: SectorOption = None,
+    physical_sector: PhysicalSectorOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make an empty disk of a size, or a differencing one of its parent's size."""
     if (size is None) == (parent is None):
         raise typer.BadParameter("say --size, or --parent, whose size the disk gets")
-    if parent is not None and (fixed or logical_sector is not None):
+    if parent is not None and (fixed or logical_sector or physical_sector):
         raise typer.BadParameter("a differencing disk is never fixed and has its parent's sectors")
     with operation(json_output=json_output, file=parent):
         from snapshotter.vhdx import create_child, create_vhdx, inspect_vhdx
@@ -75,6 +80,7 @@ def create(
                 size,
                 block_size=block_size or MIB,
                 logical_sector_size=logical_sector or 512,
+                physical_sector_size=physical_sector or 4096,
                 fixed=fixed,
             )
         made, _ = inspect_vhdx(out)
@@ -163,6 +169,7 @@ def convert(
     fixed: FixedOption = False,
     block_size: BlockSizeOption = None,
     logical_sector: SectorOption = None,
+    physical_sector: PhysicalSectorOption = None,
     force: ForceOption = False,
     json_output: JsonOption = False,
 ) -> None:
@@ -175,11 +182,12 @@ def convert(
         from snapshotter.convert import VhdxOptions, convert_disk
 
         options = None
-        if fixed or block_size is not None or logical_sector is not None:
+        if fixed or block_size or logical_sector or physical_sector:
             options = VhdxOptions(
                 fixed=fixed,
                 block_size=block_size or MIB,
                 logical_sector_size=logical_sector or 512,
+                physical_sector_size=physical_sector or 4096,
             )
         with progress_bar(f"converting {source.name}") as progress:
             made = convert_disk(

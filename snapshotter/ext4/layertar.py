@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from snapshotter.compression import open_stream
-from snapshotter.errors import InvalidArgumentError, LayerError
+from snapshotter.errors import DigestMismatchError, InvalidArgumentError, LayerError
 from snapshotter.ext4.format import BLOCK_SIZE
 from snapshotter.ext4.hashing import HashedChunks
 from snapshotter.ext4.imagefile import ImageFile
@@ -70,20 +70,26 @@ def convert_layer(
     checksums: bool = False,
     verity: bool = False,
     read_ahead: bool | None = None,
+    diff_id: str | None = None,
 ) -> ConvertedLayer:
     """Write the layer in `stream` to `target` and return what it is.
 
     `stream` is read to its end, by a thread of its own with `read_ahead`: that is for streams
     whose reads never wait for anybody, and the default for those that can seek. `progress` is told
-    the uncompressed bytes so far. `durable` means that it survives a power cut from then on. On
-    failure nothing is left and a `target` that was there before is untouched.
-    Raises LayerError, UnavailableError.
+    the uncompressed bytes so far. `durable` means that it survives a power cut from then on. Where
+    a `diff_id` is given, the uncompressed stream must have it. On failure nothing is left and a
+    `target` that was there before is untouched.
+    Raises LayerError, DigestMismatchError, UnavailableError.
     """
     limits = limits or ConversionLimits()
     with ImageFile.create(target, durable=durable) as image:
         conversion = _Conversion(image, limits, checksums=checksums, verity=verity)
         ahead = stream.seekable() if read_ahead is None else read_ahead
         result = conversion.run(open_stream(stream), progress, ahead=ahead)
+        if diff_id is not None and result.diff_id != diff_id:
+            raise DigestMismatchError(
+                "uncompressed layer tar", expected=diff_id, actual=result.diff_id
+            )
         image.publish()
     return result
 

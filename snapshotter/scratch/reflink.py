@@ -18,13 +18,14 @@ from typing import Final, Self
 from snapshotter.blockio import LocalBlockFile
 from snapshotter.errors import UnavailableError
 from snapshotter.scratch.template import ScratchTemplate
-from snapshotter.units import KIB
+from snapshotter.units import KIB, MIB
 from snapshotter.vhdx.create import VhdxIdentity, VhdxLayout
-from snapshotter.vhdx.publish import create_new, write_out
+from snapshotter.vhdx.publish import Allocation, create_new, fill
 
 # No O_TMPFILE there, or no such thing in this kernel.
 _NOT_HERE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR, errno.ENOSYS})
 _PAGE: Final = 4 * KIB
+_MAX_DENSE: Final = 32 * MIB  # a disk of 4 TiB; larger ones have room to lose
 _PROBE: Final = 64 * KIB  # a multiple of any file system's blocks
 
 
@@ -50,8 +51,9 @@ class ReflinkSource:
         if file is None:
             return None
         source = cls(file, template.layout)
-        # Without a hole, so that it is one extent: a clone costs a transaction for each.
-        write_out(file, template.content())
+        # Without a hole it is one extent, and a clone costs a transaction for each.
+        dense = template.file_size <= _MAX_DENSE
+        fill(file, template.content(), Allocation.DENSE if dense else Allocation.SPARSE)
         file.flush()
         return source
 
@@ -78,7 +80,7 @@ class ReflinkSource:
         """
         shared = False
 
-        def fill(file: LocalBlockFile) -> None:
+        def write(file: LocalBlockFile) -> None:
             nonlocal shared
             shared = self._share(file)
             if shared:
@@ -86,7 +88,7 @@ class ReflinkSource:
                     # Whole pages: of a part, the rest would be read first.
                     file.write_at(offset, data.ljust(-(-len(data) // _PAGE) * _PAGE, b"\0"))
 
-        create_new(path, fill, durable=durable)
+        create_new(path, write, durable=durable)
         if not shared:
             path.unlink()
         return shared

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
+from uuid import UUID
 
 from snapshotter.blockio import DiskContent
 from snapshotter.errors import Ext4CorruptError, FailedPreconditionError
@@ -54,14 +55,18 @@ class ScratchTemplate:
         journal_mib: int = 0,
         label: str = DEFAULT_LABEL,
         grow_to: int | None = None,
+        fs_uuid: UUID | None = None,
     ) -> Self:
         """Return the template of scratch disks of `size` bytes, 1 GiB to 64 TiB.
 
         Upstream's scratch has no journal; with one, a disk survives a killed guest without a
-        check. Up to `grow_to` bytes it can be enlarged while it is in use.
+        check. Up to `grow_to` bytes it can be enlarged while it is in use. `fs_uuid` is that of the
+        ext4 in every disk, by default a random one.
         Raises InvalidArgumentError.
         """
-        content = format_ext4(size, journal_mib=journal_mib, label=label, grow_to=grow_to)
+        content = format_ext4(
+            size, journal_mib=journal_mib, label=label, grow_to=grow_to, uuid=fs_uuid
+        )
         return cls(content.size, layout_vhdx(content, block_size=SCRATCH_BLOCK_SIZE))
 
     @property

@@ -107,7 +107,8 @@ class VhdxDisk:
         """Return the disk in `file`, which stays the caller's and must stay open.
 
         Raises VhdxCorruptError, VhdxUnsupportedError for a differencing disk without its parent,
-        an unknown version or an unknown structure that is required.
+        an unknown version or an unknown structure that is required, InvalidArgumentError for a
+        `parent` of a disk that has none.
         """
         found = read_structures(file)
         require_parent(found, parent)
@@ -368,7 +369,12 @@ class VhdxDisk:
 
 
 def require_parent(found: Structures, parent: BlockReader | None) -> None:
-    """Raise VhdxUnsupportedError for a differencing disk without its parent."""
+    """Raise VhdxUnsupportedError for a differencing disk without its parent.
+
+    And InvalidArgumentError for a parent of a disk that has none: it would show through.
+    """
+    if parent is not None and not found.parameters.has_parent:
+        raise InvalidArgumentError("the disk has no parent: open it without one")
     if found.parameters.has_parent and parent is None:
         raise VhdxUnsupportedError(
             "a differencing disk: it can be read only together with its parent;"

@@ -38,7 +38,7 @@ def write_content(
 ) -> None:
     """Store `content` as a new file at `path`, as `staged_file` does."""
     with staged_file(path, durable=durable, overwrite=overwrite) as file:
-        _fill(file, content, allocation)
+        fill(file, content, allocation)
 
 
 @contextmanager
@@ -112,11 +112,11 @@ def write_new(
     `durable` flushes the content, not the name. On failure nothing is left. Raises
     AlreadyExistsError, UnavailableError.
     """
-    create_new(path, lambda file: _fill(file, content, allocation), durable=durable)
+    create_new(path, lambda file: fill(file, content, allocation), durable=durable)
 
 
-def create_new(path: Path, fill: Callable[[LocalBlockFile], None], *, durable: bool) -> None:
-    """Have `fill` write the new, empty file `path`, as `write_new` does.
+def create_new(path: Path, write: Callable[[LocalBlockFile], None], *, durable: bool) -> None:
+    """Have `write` fill the new, empty file `path`, as `write_new` does.
 
     After any exception the file is gone again.
     """
@@ -128,7 +128,7 @@ def create_new(path: Path, fill: Callable[[LocalBlockFile], None], *, durable: b
         raise UnavailableError(f"cannot write {path}: {error.strerror}") from error
     try:
         try:
-            fill(file)
+            write(file)
             if durable:
                 file.flush()
         finally:
@@ -138,18 +138,17 @@ def create_new(path: Path, fill: Callable[[LocalBlockFile], None], *, durable: b
         raise
 
 
-def _fill(file: LocalBlockFile, content: DiskContent, allocation: Allocation) -> None:
-    """Store `content` in an empty file."""
+def fill(file: LocalBlockFile, content: DiskContent, allocation: Allocation) -> None:
+    """Store `content` in an empty file. Raises UnavailableError."""
     if allocation is Allocation.DENSE:
-        write_out(file, content)
+        _write_out(file, content)
         return
     file.truncate(content.size)
     for offset, data in content.pieces:
         file.write_at(offset, data)
 
 
-def write_out(file: LocalBlockFile, content: DiskContent) -> None:
-    """Store `content` in an empty file from front to back, without a hole."""
+def _write_out(file: LocalBlockFile, content: DiskContent) -> None:
     parts: list[bytes | memoryview] = []
     end = 0
     for offset, data in (*content.pieces, (content.size, b"")):

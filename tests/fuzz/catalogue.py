@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.fuzz import targets, winrm
+from tests.fuzz import targets, vhdx, winrm
 
-TARGETS = targets.TARGETS | winrm.TARGETS
+TARGETS = targets.TARGETS | vhdx.TARGETS | winrm.TARGETS

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from typer.testing import CliRunner, Result
 from snapshotter import Snapshotter
 from snapshotter.cli.app import app
 from snapshotter.ext4.mkfs import format_ext4
+from snapshotter.ext4.reader import Ext4
 from snapshotter.labels import OWNER_KEY, REUSE_SCRATCH
 from snapshotter.units import GIB, MIB
 from snapshotter.vhdx import VhdxDisk, emit_vhdx, write_content
@@ -144,6 +146,18 @@ def test_a_scratch_disk_that_can_grow_is_no_larger(tmp_path: Path) -> None:
     assert made["file_size"] == 5 << 20
 
 
+def test_a_scratch_disk_has_the_label_and_uuid_that_are_asked_for(tmp_path: Path) -> None:
+    out, named = tmp_path / "s.vhdx", uuid.uuid4()
+    document(
+        *("scratch", "create", out, "--size-gb", "1", "--label", "pod", "--uuid", str(named)),
+        schema="scratch",
+    )
+    with VhdxDisk.open(out) as disk:
+        superblock = Ext4.open(disk).superblock
+    assert superblock.label.rstrip(b"\0") == b"pod"
+    assert superblock.uuid == named.bytes
+
+
 def test_a_layer_that_is_not_what_was_expected_leaves_no_file(tmp_path: Path) -> None:
     (tmp_path / "l.tar").write_bytes(tar({"a": b""}))
     expected = digest(b"another")
@@ -174,6 +188,8 @@ def test_a_vhdx_is_listed_through_its_file_system(tmp_path: Path) -> None:
         (["vhdx", "ls", "pyproject.toml"], 1, "pyproject.toml"),
         (["scratch", "create", "no/such/dir/x.vhdx"], 3, "no/such/dir"),
         (["scratch", "create", "x.vhdx", "--size-gb", "0"], 2, "size-gb"),
+        (["scratch", "create", "x.vhdx", "--uuid", "mine"], 1, "--uuid mine"),
+        (["scratch", "create", "x.vhdx", "--label", "l" * 17], 1, "longer than 16"),
         (["layer", "import", "none.tar", "x.vhd"], 1, "none.tar"),
     ],
 )

@@ -69,13 +69,15 @@ def raw(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("fixed", [(), ("--fixed",)])
 def test_an_empty_disk_is_made_as_asked(tmp_path: Path, fixed: tuple[str, ...]) -> None:
     path = tmp_path / "a.vhdx"
-    options = ("--size", "64M", "--block-size", "2M", "--logical-sector", "4096", *fixed)
-    made = document("create", path, *options, schema="vhdx-create")
+    options = ("--size", "64M", "--block-size", "2M", "--logical-sector", "4096")
+    physical = ("--physical-sector", "512")
+    made = document("create", path, *options, *physical, *fixed, schema="vhdx-create")
     assert made["size"] == 64 * MIB
     assert made["file_size"] == path.stat().st_size == (68 * MIB if fixed else 4 * MIB)
     shown = document("info", path, schema="vhdx")
     assert shown["block_size"] == 2 * MIB
     assert shown["logical_sector_size"] == 4096
+    assert shown["physical_sector_size"] == 512
     assert shown["leave_blocks_allocated"] == bool(fixed)
     assert shown["blocks"] == {"fully_present" if fixed else "not_present": 32}
     assert "parent" not in shown
@@ -104,6 +106,7 @@ def test_what_is_no_size_is_a_usage_error(tmp_path: Path, text: str) -> None:
         ("--size", "1G", "--parent", "b.vhdx"),
         ("--parent", "b.vhdx", "--fixed"),
         ("--parent", "b.vhdx", "--logical-sector", "512"),
+        ("--parent", "b.vhdx", "--physical-sector", "512"),
     ],
 )
 def test_a_disk_has_a_size_or_a_parent(tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -39,7 +39,9 @@ def assert_same_as_qemu(path: Path, tmp_path: Path) -> list[bytes]:
     oracle.repair(repaired)
     oracle.check(repaired)
     with VhdxDisk.open(repaired) as disk:
-        assert not disk.info().log_dirty
+        # Killed between naming its log and writing to it, QEMU leaves the name of an empty log,
+        # which its own repair keeps.
+        assert not disk.info().replayed_entries
     assert ours == read_blocks(repaired)
     raw = tmp_path / "repaired.raw"
     with oracle.to_raw(repaired, raw).open("rb") as file, VhdxDisk.open(path) as disk:

@@ -374,3 +374,12 @@ def test_resolving_opens_nothing_for_good(tmp_path: Path) -> None:
     assert files[0].links is not None
     assert files[0].links.paths == {"relative_path": ".\\base.vhdx"}
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_disk_without_a_parent_is_given_none(tmp_path: Path) -> None:
+    path, other = base(tmp_path / "a.vhdx", (0, b"a")), base(tmp_path / "b.vhdx", (0, b"b"))
+    with (
+        VhdxDisk.open(other) as parent,
+        pytest.raises(InvalidArgumentError, match="has no parent"),
+    ):
+        VhdxDisk.open(path, parent=parent)
