@@ -12,6 +12,7 @@ from snapshotter.errors import (
     InvalidArgumentError,
 )
 from snapshotter.mounts import LAYER_NAME, LCOW_LAYER, Mount
+from snapshotter.platform import Platform, local_platform
 
 if TYPE_CHECKING:
     from snapshotter.ext4.layertar import ConvertedLayer
@@ -63,13 +64,15 @@ def apply_layer(
     diff_id: str | None = None,
     blob: str | None = None,
     reuse: LayerCache | None = None,
+    platform: Platform | None = None,
 ) -> ConvertedLayer:
     """Write a layer into the snapshot that `mounts` (of its Prepare) describe; what it holds.
 
     `stream` is the tar, compressed or not, read to its end. Where `diff_id` is given, the
     uncompressed tar must have it. With `reuse` (`Snapshotter.layers`), a layer that the store has
     already, by its `diff_id` or by the digest `blob` of the stream, is cloned or linked to, and
-    `stream` is not read. On failure no layer.vhd is left.
+    `stream` is not read. `platform` is this machine's where none is given. On failure no layer.vhd
+    is left.
 
     Raises DigestMismatchError, LayerError, InvalidArgumentError (mounts, media type),
     FailedPreconditionError (a layer is there already), UnavailableError (disk full).
@@ -77,7 +80,8 @@ def apply_layer(
     if media_type is not None:
         check_media_type(media_type)
     target = layer_path(mounts)
-    if target.exists():
+    file = (platform or local_platform()).long(target)
+    if file.exists():
         raise FailedPreconditionError(f"{target} is there already; prepare a new snapshot")
     if reuse is not None:
         for digest in (diff_id, blob):
@@ -86,9 +90,9 @@ def apply_layer(
     # Imported here: it brings numpy, which most commands do without.
     from snapshotter.ext4.layertar import convert_layer
 
-    converted = convert_layer(stream, target)
+    converted = convert_layer(stream, file)
     if diff_id is not None and converted.diff_id != diff_id:
-        target.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         raise DigestMismatchError(
             "uncompressed layer tar", expected=diff_id, actual=converted.diff_id
         )
