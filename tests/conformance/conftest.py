@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,16 +13,15 @@ from harness.image.demo import ensure_demo_image
 from snapshotter import Snapshotter
 from snapshotter.linuxhost.snapshotter import LinuxHostSnapshotter
 from snapshotter.rpc.backend import Backend
-from snapshotter.rpc.endpoint import Endpoint, endpoint_at
+from snapshotter.rpc.endpoint import Endpoint
 from snapshotter.rpc.server import Server
 from snapshotter.rpc.snapshots_v1 import SnapshotsService
 from tests.conformance.client import Contract, RemoteSnapshotter
 from tests.conformance.gobuild import CannotBuildError, GoPrograms, go_programs
 from tests.conformance.leaks import assert_nothing_left
 from tests.conformance.stack import missing_programs
+from tests.conformance.windows import behind_a_pipe
 from tests.fakes.ntfs import FakeNtfs, NtfsPlatform
-from tests.fakes.pipeclients import dialled_by_socket
-from tests.fakes.pipes import FakePipes
 
 CONFIGURATIONS = (
     *("library-lcow", "grpc-lcow"),
@@ -111,18 +110,9 @@ def snapshotter(configuration: str, tmp_path: Path) -> Iterator[Contract]:
         if configuration.startswith("library"):
             yield opened
         else:
-            with _behind_a_pipe(socket) if windows else nullcontext(socket) as where:
+            with behind_a_pipe(socket) if windows else nullcontext(socket) as where:
                 yield from _served(opened, where, socket)
     assert_nothing_left(tmp_path)
-
-
-@contextmanager
-def _behind_a_pipe(socket: Path) -> Iterator[Endpoint]:
-    """Where to serve so that `socket` leads to the service through a Windows computer's pipe."""
-    computer = FakePipes()
-    with dialled_by_socket(computer, "\\\\.\\pipe\\lcow", socket):
-        yield endpoint_at("npipe:////./pipe/lcow", pipes=computer.calls)
-    assert computer.misuse == computer.left == []
 
 
 def _served(backend: Backend, where: Path | Endpoint, socket: Path) -> Iterator[RemoteSnapshotter]:
