@@ -22,6 +22,7 @@ from snapshotter.errors import (
 from snapshotter.metastore.adoption import Adoption
 from snapshotter.metastore.copy import copy_metadata, last_numbers
 from snapshotter.platform import Platform, local_platform
+from snapshotter.platform.patience import patiently
 from snapshotter.shelf import living
 from snapshotter.snapshotter import METADATA_NAME
 
@@ -46,7 +47,7 @@ def back_up(root: Path, out: Path, *, platform: Platform | None = None) -> None:
     staged = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         copy_metadata(metadata, platform.long(staged))
-        platform.rename(staged, target)
+        patiently(lambda: platform.rename(staged, target))
         platform.flush_names(target.parent)
     except OSError as error:
         raise UnavailableError(f"cannot write {out}: {error.strerror}") from error
@@ -100,7 +101,7 @@ def _exchange(staged: Path, metadata: Path, platform: Platform) -> Path | None:
             old = metadata.with_name(metadata.name + part)
             if platform.exists(old):
                 platform.rename(old, kept.with_name(kept.name + part))
-    platform.rename(staged, metadata)
+    patiently(lambda: platform.rename(staged, metadata))
     platform.flush_names(metadata.parent)
     return kept
 

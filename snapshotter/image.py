@@ -107,7 +107,9 @@ def import_image(
     InvalidArgumentError (media type), UnavailableError (disk full, file not readable).
     """
     try:
-        opened = ImageArchive.open(archive, spool_directory=snapshotter.root)
+        opened = ImageArchive.open(
+            archive, spool_directory=snapshotter.platform.long(snapshotter.root)
+        )
     except FileNotFoundError as error:
         raise ImageError(f"there is no image archive {archive}") from error
     with opened:
@@ -205,6 +207,7 @@ class _Import:
                         diff_id=layer.diff_id,
                         reuse=layers,
                         read_ahead=True,  # of a file: no read waits for anybody
+                        platform=self._snapshotter.platform,
                     )
                 except (LayerError, DigestMismatchError):
                     # Where the stored bytes are damaged, that is the cause to name.
@@ -230,7 +233,7 @@ class _Import:
     def _disk_size(self, snapshot: str) -> int:
         path = self._snapshotter.directory(snapshot) / LAYER_NAME
         try:
-            return path.stat().st_size
+            return self._snapshotter.platform.long(path).stat().st_size
         except OSError as error:
             raise UnavailableError(
                 f"snapshot {snapshot!r} has no {LAYER_NAME}: {error.strerror}; remove the snapshot"

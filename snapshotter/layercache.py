@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 from snapshotter.digests import check_digest
 from snapshotter.mounts import LAYER_NAME
 from snapshotter.platform import Platform
+from snapshotter.platform.patience import patiently
 from snapshotter.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class LayerCache:
                 _log.warning("%s is not what was written; the layer is converted anew", source)
                 self._drop(hint)
                 return None
-            self._platform.rename(staged, target)
+            patiently(lambda: self._platform.rename(staged, target))
             self._platform.flush_names(target.parent)
         except FileNotFoundError:
             self._drop(hint)  # its snapshot was removed
@@ -208,7 +209,7 @@ class LayerCache:
     def _write(self, hint: Path, data: bytes) -> None:
         staged = hint.with_name(f".{hint.name}.{secrets.token_hex(8)}.tmp")
         self._platform.long(staged).write_bytes(data)
-        self._platform.replace(staged, hint)
+        patiently(lambda: self._platform.replace(staged, hint))
 
     def _drop(self, hint: Path) -> None:
         with contextlib.suppress(OSError):

@@ -11,6 +11,7 @@ from snapshotter.errors import (
     InvalidArgumentError,
 )
 from snapshotter.mounts import LAYER_NAME, LCOW_LAYER, Mount
+from snapshotter.platform import Platform, local_platform
 
 if TYPE_CHECKING:
     from snapshotter.ext4.layertar import ConvertedLayer
@@ -63,14 +64,15 @@ def apply_layer(
     blob: str | None = None,
     reuse: LayerCache | None = None,
     read_ahead: bool | None = None,
+    platform: Platform | None = None,
 ) -> ConvertedLayer:
     """Write a layer into the snapshot that `mounts` (of its Prepare) describe; what it holds.
 
     `stream` is the tar, compressed or not, read to its end, with `read_ahead` as `convert_layer`
-    does it. Where `diff_id` is given, the
-    uncompressed tar must have it. With `reuse` (`Snapshotter.layers`), a layer that the store has
+    does it. Where `diff_id` is given, the uncompressed tar must have it. With `reuse` (`Snapshotter.layers`), a layer that the store has
     already, by its `diff_id` or by the digest `blob` of the stream, is cloned or linked to, and
-    `stream` is not read. On failure no layer.vhd is left.
+    `stream` is not read. `platform` is this machine's where none is given. On failure no layer.vhd
+    is left.
 
     Raises DigestMismatchError, LayerError, InvalidArgumentError (mounts, media type),
     FailedPreconditionError (a layer is there already), UnavailableError (disk full).
@@ -78,7 +80,8 @@ def apply_layer(
     if media_type is not None:
         check_media_type(media_type)
     target = layer_path(mounts)
-    if target.exists():
+    file = (platform or local_platform()).long(target)
+    if file.exists():
         raise FailedPreconditionError(f"{target} is there already; prepare a new snapshot")
     if reuse is not None:
         for digest in (diff_id, blob):
@@ -87,7 +90,7 @@ def apply_layer(
     # Imported here: it brings numpy, which most commands do without.
     from snapshotter.ext4.layertar import convert_layer
 
-    converted = convert_layer(stream, target, read_ahead=read_ahead, diff_id=diff_id)
+    converted = convert_layer(stream, file, read_ahead=read_ahead, diff_id=diff_id)
     if reuse is not None:
         reuse.remember(converted, target, blob=blob)
     return converted

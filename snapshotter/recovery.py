@@ -14,6 +14,7 @@ from snapshotter.metastore.model import Kind
 from snapshotter.metastore.store import MetaStore, Transaction
 from snapshotter.mounts import SCRATCH_NAME
 from snapshotter.platform import Platform
+from snapshotter.platform.patience import patiently
 from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Owner, Shelf, discard
 
@@ -127,7 +128,7 @@ def replace_link(platform: Platform, link: Path, target: Path) -> None:
     try:
         platform.long(fresh).unlink(missing_ok=True)
         platform.symlink(fresh, target)
-        platform.replace(fresh, link)
+        patiently(lambda: platform.replace(fresh, link))
     except OSError as error:
         raise UnavailableError(
             f"cannot link {link} to {target}: {error.strerror}; {platform.link_fix}"

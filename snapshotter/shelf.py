@@ -20,6 +20,7 @@ lock file is held for as long as its process has the store open.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
@@ -33,6 +34,7 @@ from filelock import FileLock, Timeout
 
 from snapshotter.errors import DiskInUseError, UnavailableError
 from snapshotter.platform import Platform
+from snapshotter.platform.patience import patiently
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class Owner:
     def leave(self) -> None:
         """Give up the name; a second call does nothing."""
         self._lock.release()
-        self._platform.long(self.directory / f"{self.name}.lock").unlink(missing_ok=True)
+        _remove_lock(self._platform.long(self.directory / f"{self.name}.lock"))
 
     def living(self) -> frozenset[str]:
         """The names whose processes are alive, with the store's write lock held.
@@ -102,7 +104,14 @@ def living(platform: Platform, directory: Path, *, but: str = "") -> Iterator[st
             yield match.group(1)
         else:
             lock.release()
-            path.unlink(missing_ok=True)
+            _remove_lock(path)
+
+
+def _remove_lock(path: Path) -> None:
+    # Another process may just look whether it is locked, and so have it open: on Windows it stays
+    # then, for the next one that looks.
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        path.unlink()
 
 
 def _lock_file(path: Path) -> FileLock:
@@ -275,9 +284,11 @@ class Shelf:
             return (path,)
         if self._platform.exists(self.entry(int(number))):
             return (path,)
-        self._platform.rename(path, self.entry(int(number)))
+        # It has to go back before anything else: a row without its entry would get an empty one.
+        entry = self.entry(int(number))
+        patiently(lambda: self._platform.rename(path, entry))
         self._flush(self.path)
-        _log.warning("put back %s, whose removal was not finished", self.entry(int(number)))
+        _log.warning("put back %s, whose removal was not finished", entry)
         return ()
 
     def _put_aside(self, path: Path) -> Iterable[Path]:

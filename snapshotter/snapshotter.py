@@ -358,6 +358,11 @@ class Snapshotter:
         path = self._scratches.disk(scratch.location, scratch.id)
         return SharedDisk(path, scratch.size, self._disk_usage(path).size, holders)
 
+    @property
+    def platform(self) -> Platform:
+        """How the system's files are spelled and moved; for who writes into snapshots."""
+        return self._platform
+
     def directory(self, key: str) -> Path:
         """The directory of a snapshot of any kind, where its layer.vhd is. Raises NotFoundError."""
         with self._store.transaction(write=False) as tx:

@@ -75,7 +75,8 @@ def serve(
     """
     # Imported here: gRPC takes longer to load than most commands to run.
     from snapshotter.rpc.config import ServiceConfig
-    from snapshotter.rpc.content import ContainerdContent
+    from snapshotter.rpc.content import ContainerdContent, ContentStore
+    from snapshotter.rpc.contentdirectory import ContentDirectory
     from snapshotter.rpc.diff_v1 import DiffService
     from snapshotter.rpc.endpoint import endpoint_at
     from snapshotter.rpc.logs import log_to
@@ -90,7 +91,11 @@ def serve(
         for number in _STOPPING:
             signal.signal(number, lambda *_: stop.set())
         log_to(sys.stderr, level=log_level.value)
-        content = ContainerdContent(settings.containerd_address)
+        content: ContentStore = (
+            ContainerdContent(settings.containerd_address)
+            if settings.containerd_content is None
+            else ContentDirectory(settings.containerd_content)
+        )
         backend = _BACKENDS[mounts](root, settings)
         try:
             layers = DiffService(root.resolve() / "snapshots", content, backend.layers)

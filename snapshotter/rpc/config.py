@@ -7,14 +7,17 @@
     reuse_layers = true                       # clone or link to a layer that is there already
 
     [containerd]
-    address = "unix:///run/containerd/containerd.sock"   # where diff.v1 reads blobs
+    address = "unix:///run/containerd/containerd.sock"   # where diff.v1 reads blobs: the API,
+    content = "/var/lib/containerd/io.containerd.content.v1.content"   # or the files (Windows)
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
@@ -23,17 +26,27 @@ from snapshotter.labels import DEFAULT_SCRATCH_SIZE
 from snapshotter.units import GIB
 
 _KEYS: Final = {"default_scratch_size_gb", "scratch_locations", "reuse_layers", "containerd"}
+_ON_WINDOWS: Final = sys.platform == "win32"
 DEFAULT_CONTAINERD: Final = "unix:///run/containerd/containerd.sock"
+
+
+def default_content() -> Path | None:
+    """The content store of containerd with its default root, on Windows; None elsewhere."""
+    data = os.environ.get("ProgramData")  # noqa: SIM112, Windows's spelling
+    if not _ON_WINDOWS or not data:
+        return None
+    return Path(data) / "containerd" / "root" / "io.containerd.content.v1.content"
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceConfig:
-    """What the file may say; sizes in bytes."""
+    """What the file may say; sizes in bytes. Where there is a content store, no API is asked."""
 
     default_scratch_size: int = DEFAULT_SCRATCH_SIZE
     scratch_locations: tuple[str, ...] = ()
     reuse_layers: bool = True
     containerd_address: str = DEFAULT_CONTAINERD
+    containerd_content: Path | None = field(default_factory=default_content)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -60,12 +73,13 @@ class ServiceConfig:
         containerd = document.get("containerd", {})
         if not isinstance(containerd, dict):
             raise InvalidArgumentError("containerd: expected a table")
-        _known("containerd.", containerd, {"address"})
+        _known("containerd.", containerd, {"address", "content"})
         return cls(
             default_scratch_size=_gigabytes(document),
             scratch_locations=_locations(document),
             reuse_layers=_reuse_layers(document),
             containerd_address=_address(containerd),
+            containerd_content=_content(containerd),
         )
 
 
@@ -102,9 +116,25 @@ def _reuse_layers(document: Mapping[str, object]) -> bool:
     return value
 
 
+def _content(containerd: Mapping[str, object]) -> Path | None:
+    value = containerd.get("content")
+    if value is None:
+        return None if "address" in containerd else default_content()
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        raise InvalidArgumentError(f"containerd.content: expected an absolute path, got {value!r}")
+    if "address" in containerd:
+        raise InvalidArgumentError("containerd.content: give this or address, not both")
+    return Path(value)
+
+
 def _address(containerd: Mapping[str, object]) -> str:
     value = containerd.get("address", DEFAULT_CONTAINERD)
     if not isinstance(value, str) or not value:
         raise InvalidArgumentError(f"containerd.address: expected an address, got {value!r}")
+    if value.startswith(("npipe:", "//./pipe/", "\\\\.\\pipe\\")):
+        raise InvalidArgumentError(
+            f"containerd.address: gRPC for Python cannot dial the pipe {value}; give"
+            " containerd.content, the directory of its content store"
+        )
     # containerd's own configuration writes a plain path.
     return f"unix://{value}" if value.startswith("/") else value

@@ -47,6 +47,10 @@ class ContentStore(Protocol):
         """Start to read a blob of `size` bytes (0: not known)."""
         ...
 
+    def close(self) -> None:
+        """End what it holds; a second call does nothing."""
+        ...
+
 
 class ContainerdContent:
     """The content store of a containerd; `close` ends the connection."""

@@ -22,6 +22,7 @@ from snapshotter.errors import (
 )
 from snapshotter.layers import apply_layer, check_media_type
 from snapshotter.mounts import LCOW_LAYER, Mount
+from snapshotter.platform import local_platform
 from snapshotter.rpc import messages
 from snapshotter.rpc.calls import Call, Calls, Method
 from snapshotter.rpc.content import NAMESPACE_HEADER, ContentStore
@@ -89,7 +90,7 @@ class DiffService:
                 f"the {mount.type} mount of {mount.source} is none of this store"
                 f" ({self._directory}); another differ has to apply the layer"
             )
-        if not source.is_dir():
+        if not local_platform().long(source).is_dir():
             raise FailedPreconditionError(f"{source} is gone; prepare a snapshot again")
 
 

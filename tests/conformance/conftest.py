@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,21 @@ from harness.image.demo import ensure_demo_image
 from snapshotter import Snapshotter
 from snapshotter.linuxhost.snapshotter import LinuxHostSnapshotter
 from snapshotter.rpc.backend import Backend
+from snapshotter.rpc.endpoint import Endpoint
 from snapshotter.rpc.server import Server
 from snapshotter.rpc.snapshots_v1 import SnapshotsService
 from tests.conformance.client import Contract, RemoteSnapshotter
 from tests.conformance.gobuild import CannotBuildError, GoPrograms, go_programs
 from tests.conformance.leaks import assert_nothing_left
 from tests.conformance.stack import missing_programs
+from tests.conformance.windows import behind_a_pipe
+from tests.fakes.ntfs import FakeNtfs, NtfsPlatform
 
-CONFIGURATIONS = ("library-lcow", "grpc-lcow", "library-linux-host", "grpc-linux-host")
+CONFIGURATIONS = (
+    *("library-lcow", "grpc-lcow"),
+    *("library-windows", "grpc-windows"),  # a played NTFS volume and a played named pipe
+    *("library-linux-host", "grpc-linux-host"),
+)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -90,7 +98,11 @@ def snapshotter(configuration: str, tmp_path: Path) -> Iterator[Contract]:
     """A fresh store in one of the configurations."""
     root = tmp_path / "root"
     opened: LinuxHostSnapshotter | Snapshotter
-    if configuration.endswith("linux-host"):
+    socket = tmp_path / "s.sock"
+    windows = configuration.endswith("windows")
+    if windows:
+        opened = Snapshotter.open(root, durable=False, platform=NtfsPlatform(FakeNtfs()))
+    elif configuration.endswith("linux-host"):
         opened = LinuxHostSnapshotter.open(root, durable=False)
     else:
         opened = Snapshotter.open(root, durable=False)
@@ -98,12 +110,13 @@ def snapshotter(configuration: str, tmp_path: Path) -> Iterator[Contract]:
         if configuration.startswith("library"):
             yield opened
         else:
-            yield from _served(opened, tmp_path / "s.sock")
+            with behind_a_pipe(socket) if windows else nullcontext(socket) as where:
+                yield from _served(opened, where, socket)
     assert_nothing_left(tmp_path)
 
 
-def _served(backend: Backend, socket: Path) -> Iterator[RemoteSnapshotter]:
-    server = Server.start(socket, [SnapshotsService(backend)])
+def _served(backend: Backend, where: Path | Endpoint, socket: Path) -> Iterator[RemoteSnapshotter]:
+    server = Server.start(where, [SnapshotsService(backend)])
     try:
         client = RemoteSnapshotter.dial(socket)
         yield client

@@ -54,6 +54,8 @@ class FakeNtfs:
     developer_mode: bool = False
     refs: bool = False
     knows_unprivileged_flag: bool = True
+    drive: tuple[Path, Path] | None = None
+    """A path that this volume alone knows, and where it really is: Linux finds nothing there."""
     calls: list[str] = field(default_factory=list)
     _held: list[Path] = field(default_factory=list)
     _protected: set[Path] = field(default_factory=set)
@@ -62,7 +64,7 @@ class FakeNtfs:
     @contextmanager
     def hold(self, path: Path) -> Iterator[None]:
         """Have a file or directory open in another process, not shared for deletion."""
-        held = path.resolve()
+        held = self.find(path).resolve()
         with self._lock:
             self._held.append(held)
         try:
@@ -76,7 +78,9 @@ class FakeNtfs:
         self._protected.add(path)
 
     def find(self, path: Path) -> Path:
-        """The path as it is on disk: names differ in case alone are one name."""
+        """The path as it is on disk: names that differ in case alone are one name."""
+        if self.drive is not None and path.is_relative_to(self.drive[0]):
+            path = self.drive[1] / path.relative_to(self.drive[0])
         found = Path(path.anchor)
         for part in path.parts[1:]:
             child = found / part
@@ -136,7 +140,7 @@ class FakeNtfs:
             raise windows_error(winerror.PRIVILEGE_NOT_HELD, link)
         place = self._take(link)
         with _translated(link):
-            place.symlink_to(_plain(target))
+            place.symlink_to(self.find(Path(_plain(target))))
 
     def create_hard_link(self, link: str, target: str) -> None:
         place, existing = self._take(link), self._take(target)

@@ -144,6 +144,11 @@ def test_the_configuration_decides_sizes_and_places(tmp_path: Path, sockets: Pat
         ("scratch_locations = [1]", "scratch_locations"),
         ("reuse_layers = 1", "reuse_layers"),
         ("containerd.address = ''", "containerd.address"),
+        ("containerd.address = 'npipe:////./pipe/containerd-containerd'", "containerd.content"),
+        (r"containerd.address = '\\.\pipe\containerd-containerd'", "containerd.content"),
+        ("containerd.content = 'relative'", "absolute path"),
+        ("containerd.content = 1", "absolute path"),
+        ("[containerd]\ncontent = '/x'\naddress = '/y'", "not both"),
         ("a = ", "not TOML"),
     ],
 )
@@ -156,6 +161,12 @@ def test_a_plain_path_of_containerds_socket_is_an_address() -> None:
     config = ServiceConfig.parse("containerd.address = '/run/x.sock'")
     assert config.containerd_address == "unix:///run/x.sock"
     assert ServiceConfig.parse("") == ServiceConfig()
+
+
+def test_the_content_store_is_read_by_the_api_or_by_its_files() -> None:
+    by_files = ServiceConfig.parse("containerd.content = '/var/lib/containerd/content'")
+    assert by_files.containerd_content == Path("/var/lib/containerd/content")
+    assert ServiceConfig.parse("containerd.address = '/run/x.sock'").containerd_content is None
 
 
 @pytest.mark.parametrize("reuse", [True, False])
