@@ -413,6 +413,7 @@ class ContainerNotification:
     operation: str = wire("Operation", TEXT, always=True)
     result: int = wire("Result", HRESULT, always=True)
     result_info: str = wire("ResultInfo", TEXT)
+    """JSON inside the string; ours says `OutOfMemoryKills` where there were some."""
 
 
 # -- modify settings -----------------------------------------------------------------------------

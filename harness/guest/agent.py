@@ -267,6 +267,9 @@ class Agent:
 
     def _publish(self, notification: ContainerNotification) -> None:
         """Send a notification, or keep it until the host has negotiated."""
+        if notification.result_info:
+            fields = {"container": notification.container_id, "info": notification.result_info}
+            self._log.warning("the container ran out of memory", fields)
         with self._lock:
             self._unsent.append(notification)
         self._send_notifications()

@@ -30,8 +30,17 @@ def processes(system: GuestSystem, group: str) -> list[int]:
     return found
 
 
+def out_of_memory_kills(system: GuestSystem, group: str) -> int:
+    """Return how many processes of a cgroup the kernel killed for its memory limit."""
+    for line in _read(system, f"{group}/memory.events").splitlines():
+        name, _, count = line.partition(" ")
+        if name == "oom_kill" and count.isdigit():
+            return int(count)
+    return 0
+
+
 def statistics(system: GuestSystem, group: str) -> dict[str, object]:
-    """Return memory in bytes, CPU time in ns and the count of processes.
+    """Return memory in bytes and kills for want of it, CPU time in ns and the count of processes.
 
     The names are those of containerd's cgroup metrics, which hcsshim's guest sends.
     """
@@ -39,6 +48,7 @@ def statistics(system: GuestSystem, group: str) -> dict[str, object]:
     microseconds = {field[0]: int(field[1]) for field in fields if len(field) == 2}
     return {
         "memory": {"usage": {"usage": _number(system, f"{group}/memory.current")}},
+        "memory_oom_control": {"oom_kill": out_of_memory_kills(system, group)},
         "cpu": {"usage": {"total": microseconds.get("usage_usec", 0) * 1000}},
         "pids": {"current": _number(system, f"{group}/pids.current")},
     }

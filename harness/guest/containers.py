@@ -71,6 +71,7 @@ class Container:
         self.changing = threading.Lock()  # one start or removal at a time
         self.state = ContainerState.CREATED
         self.init: GuestProcess | None = None
+        self.group: str | None = None  # its cgroup, which stays until crun deletes the container
         self.exit_type = NotificationType.UNEXPECTED_EXIT
 
     def need_init(self) -> GuestProcess:
@@ -158,6 +159,7 @@ class Containers:
                 raise
             process = GuestProcess(child, relay)
             container.init = process
+            self._group(container)
             container.state = ContainerState.RUNNING
             container.processes.add(process)
         process.watch(lambda _: self._init_exited(container))
@@ -184,12 +186,14 @@ class Containers:
 
     def _init_exited(self, container: Container) -> None:
         container.state = ContainerState.STOPPED
+        kills = cgroup.out_of_memory_kills(self._system, container.group) if container.group else 0
         self._notify(
             ContainerNotification(
                 container_id=container.id,
                 activity_id=container.activity_id,
                 type=container.exit_type,
                 operation="None",
+                result_info=dumps({"OutOfMemoryKills": kills}) if kills else "",
             )
         )
 
@@ -209,7 +213,7 @@ class Containers:
         """Return what was asked for. Raises GuestFailure if the container never ran."""
         container = self.get(container_id)
         init = container.need_init()
-        group = None if init.exited else cgroup.of_process(self._system, init.pid)
+        group = None if init.exited else self._group(container)
         processes: tuple[ProcessDetails, ...] = ()
         statistics: dict[str, Any] | None = None
         if group is not None and "ProcessList" in query.property_types:
@@ -218,6 +222,12 @@ class Containers:
         if group is not None and "Statistics" in query.property_types:
             statistics = cgroup.statistics(self._system, group)
         return Properties(process_list=processes, statistics=statistics)
+
+    def _group(self, container: Container) -> str | None:
+        """Return a running container's cgroup, and note it: nobody can be asked after the end."""
+        if container.group is None:
+            container.group = cgroup.of_process(self._system, container.need_init().pid)
+        return container.group
 
     def delete_state(self, container_id: str) -> None:
         """Remove a container, its bundle and its scratch directory. Raises GuestFailure.

@@ -39,6 +39,7 @@ _UNMOUNT_LIMIT = 16  # mounts on one path; more is a loop
 
 _VMBUS = "/sys/bus/vmbus/devices"
 _SCSI = "/sys/bus/scsi/devices"
+_SCSI_HOSTS = "/sys/class/scsi_host"
 # The instance ids that hcsshim gives the controllers 0 to 3 (internal/protocol/guestrequest).
 CONTROLLER_IDS = (
     "df6d0690-79e5-55b6-a5ec-c1e2f77f580a",
@@ -124,8 +125,14 @@ class Disks:
         host = self._host(device.controller)
         if host is None:
             return
+        path = f"{_SCSI}/{host}:0:0:{device.lun}"
+        if not self._system.exists(path):
+            # Gone, or not discovered yet: a search of its own ends after those that are under way.
+            with contextlib.suppress(OSError):
+                scan = f"0 0 {device.lun}\n".encode()
+                self._system.write_file(f"{_SCSI_HOSTS}/host{host}/scan", scan)
         try:
-            self._system.write_file(f"{_SCSI}/{host}:0:0:{device.lun}/delete", b"1\n")
+            self._system.write_file(f"{path}/delete", b"1\n")
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
                 raise GuestFailure(HResult.FAIL, f"eject: {error}") from error

@@ -65,16 +65,21 @@ def complete_process(
     return full
 
 
+def default_mounts() -> list[dict[str, Any]]:
+    """Return the mounts of a specification without any; one that has its own needs these, too."""
+    return [
+        {"destination": destination, "type": kind, "source": source, "options": list(options)}
+        for destination, kind, source, options in _MOUNTS
+    ]
+
+
 def complete_spec(spec: Mapping[str, Any], *, root: str) -> dict[str, Any]:
     """Return an OCI specification that crun takes; `root` is used if it names no root path."""
     full = {"ociVersion": "1.0.2", **spec}
     full["process"] = complete_process(spec.get("process") or {})
     full["root"] = {"path": root, **(spec.get("root") or {})}
     if spec.get("mounts") is None:
-        full["mounts"] = [
-            {"destination": destination, "type": kind, "source": source, "options": options}
-            for destination, kind, source, options in _MOUNTS
-        ]
+        full["mounts"] = default_mounts()
     linux = dict(spec.get("linux") or {})
     linux.setdefault("namespaces", [{"type": kind} for kind in _NAMESPACES])
     # Without a rule the device cgroup stays open, and a container may mknod the disk of its own

@@ -29,7 +29,7 @@ from harness.model.files import FileSystem, Kind, Node, Tree, directory
 from harness.model.namespace import Mounted, Namespace
 from harness.model.overlay import Branch, Overlay
 from harness.model.process import Descriptor, Process, Streams, environment
-from harness.model.rootdisk import INIT, folders_of, root_files
+from harness.model.rootdisk import HOST_NUMBERS, INIT, folders_of, root_files
 from harness.model.shell import find_program, run_command
 
 _SCSI: Final = "/sys/bus/scsi/devices"
@@ -89,7 +89,7 @@ class ModelGuestOs:
             self._show(controller, lun, name)
 
     def _show(self, controller: int, lun: int, name: str) -> None:
-        base = f"{_SCSI}/{controller}:0:0:{lun}"
+        base = _sysfs(controller, lun)
         for path in (base, f"{base}/block", f"{base}/block/{name}"):
             self.namespace.put(path, directory())
         self.namespace.put(f"/dev/{name}", Node(Kind.BLOCK, 0o600))
@@ -109,7 +109,7 @@ class ModelGuestOs:
 
     def _forget(self, controller: int, lun: int, name: str) -> None:
         self._disks.pop(name, None)
-        for path in (f"{_SCSI}/{controller}:0:0:{lun}", f"/dev/{name}"):
+        for path in (_sysfs(controller, lun), f"/dev/{name}"):
             if self.namespace.find(path) is not None:
                 self.namespace.remove(path)
 
@@ -151,7 +151,8 @@ class ModelGuestOs:
             if device == path or not path.startswith(f"{_SCSI}/"):
                 self.namespace.write(path, data)
                 return
-            controller, _, _, lun = (int(part) for part in os.path.basename(device).split(":"))
+            host, _, _, lun = (int(part) for part in os.path.basename(device).split(":"))
+            controller = HOST_NUMBERS.index(host)
             name = self._slots.pop((controller, lun), None)
             if name is None:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
@@ -453,6 +454,10 @@ class _Nothing:
 
 
 _NOTHING: Final = _Nothing()
+
+
+def _sysfs(controller: int, lun: int) -> str:
+    return f"{_SCSI}/{HOST_NUMBERS[controller]}:0:0:{lun}"
 
 
 def _letters(number: int) -> str:

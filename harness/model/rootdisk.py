@@ -13,14 +13,23 @@ import tarfile
 from pathlib import Path
 from typing import Final
 
+from harness.guest.disks import CONTROLLER_IDS
 from harness.model.applets import APPLETS
 from harness.model.files import FileSystem, Kind, Node, directory
 from snapshotter.ext4.layertar import convert_layer
 
 INIT: Final = "/init"
+HOST_NUMBERS: Final = (2, 0, 3, 1)
+"""What the guest's kernel calls the controllers 0 to 3: in its own order, as on Hyper-V."""
 _FOLDERS: Final = (
     "bin", "dev", "etc", "proc", "root", "run", "run/mounts", "run/mounts/scsi", "sbin", "sys",
-    "sys/bus", "sys/bus/scsi", "sys/bus/scsi/devices", "tmp", "usr", "usr/bin",
+    "sys/bus", "sys/bus/scsi", "sys/bus/scsi/devices", "sys/bus/vmbus", "sys/bus/vmbus/devices",
+    *(
+        f"sys/bus/vmbus/devices/{CONTROLLER_IDS[controller]}{host}"
+        for controller, number in enumerate(HOST_NUMBERS)
+        for host in ("", f"/host{number}")
+    ),
+    "tmp", "usr", "usr/bin",
 )  # fmt: skip
 _PROGRAMS: Final = ("busybox", "sh", *APPLETS)
 

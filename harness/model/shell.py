@@ -10,7 +10,6 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 
 import contextlib
 import errno
-import fnmatch
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from harness.model.applets import APPLETS, NotPlayed, say
-from harness.model.arithmetic import evaluate
+from harness.model.expansion import Expansion
 from harness.model.files import Kind
 from harness.model.process import Buffer, Ended, Process, Sink, Source, Streams, environment
 from harness.model.syntax import (
@@ -34,12 +33,10 @@ from harness.model.syntax import (
     Simple,
     SyntaxFailure,
     Word,
-    closing_parenthesis,
     parse,
 )
 
 NOT_FOUND: Final = 127
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+|[?!$#@*]))")
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=")
 _BUILTINS: Final = frozenset(
     {":", "true", "false", "cd", "exit", "exec", "trap", "wait", "set", "export", "kill", "eval"}
@@ -89,6 +86,7 @@ class Shell:
         self._arguments = list(arguments)
         self._code = 0
         self._background: Process | None = None
+        self._words = Expansion(process, parameter=self._parameter, output_of=self._output_of)
 
     def run(self, text: str) -> int:
         """Run a text; 2 where it is no program."""
@@ -218,7 +216,7 @@ class Shell:
         old = self._process.streams
         streams = Streams(old.stdin, old.stdout, old.stderr)
         for redirection in redirections:
-            target = "".join(self._expand([redirection.target]))
+            target = "".join(self._words.fields([redirection.target]))
             match redirection.operator:
                 case ">&":
                     sink = streams.stdout if target == "1" else streams.stderr
@@ -253,9 +251,9 @@ class Shell:
             if match is None:
                 break
             value = Word(((words[0].parts[0][0][match.end() :], ""), *words[0].parts[1:]))
-            assignments[match[1]] = "".join(text for text, _ in self._pieces(value))
+            assignments[match[1]] = self._words.text(value)
             words.pop(0)
-        argv = self._expand(words)
+        argv = self._words.fields(words)
         if not argv:
             self._process.env.update(assignments)
             return 0
@@ -299,7 +297,7 @@ class Shell:
 
     def _for(self, name: str, words: Sequence[Word], body: Program) -> int:
         code = 0
-        for value in self._expand(words):
+        for value in self._words.fields(words):
             self._process.poll()
             self._process.env[name] = value
             try:
@@ -367,72 +365,9 @@ class Shell:
                 child.signal(number)
         return 0
 
-    # -- expansion -------------------------------------------------------------------------------
+    # -- what words stand for ----------------------------------------------------------------------
 
-    def _expand(self, words: Sequence[Word]) -> list[str]:
-        found: list[str] = []
-        for word in words:
-            fields: list[str] = []
-            open_field = False
-            for text, quoted in self._pieces(word):
-                if quoted:
-                    fields = [*fields[:-1], fields[-1] + text] if open_field else [*fields, text]
-                    open_field = True
-                    continue
-                pieces = text.split()
-                if pieces and open_field and not text[0].isspace():
-                    fields[-1] += pieces.pop(0)
-                fields += pieces
-                open_field = bool(text) and not text[-1].isspace() and bool(fields)
-            if any("*" in text for text, quote in word.parts if not quote):
-                fields = [match for each in fields for match in self._glob(each)]
-            found += fields
-        return found
-
-    def _glob(self, pattern: str) -> list[str]:
-        folder, last = os.path.split(pattern)
-        try:
-            names = self._process.namespace.names(folder or ".", cwd=self._process.cwd)
-        except OSError:
-            names = []
-        matches = [n for n in names if fnmatch.fnmatchcase(n, last) and not n.startswith(".")]
-        return [os.path.join(folder, name) for name in matches] or [pattern]
-
-    def _pieces(self, word: Word) -> Iterator[tuple[str, bool]]:
-        for text, quote in word.parts:
-            if quote == "'":
-                yield text, True
-            else:
-                yield self._substitute(text), quote == '"'
-
-    def _substitute(self, text: str) -> str:
-        out, at = [], 0
-        while at < len(text):
-            if text.startswith("$((", at):
-                end = closing_parenthesis(text, at + 2)
-                out.append(
-                    str(evaluate(self._substitute(text[at + 3 : end - 1]), self._process.env))
-                )
-                at = end + 1
-            elif text.startswith("$(", at):
-                end = closing_parenthesis(text, at + 2)
-                captured = Buffer()
-                with self._streams(self._process.streams.stdin, captured):
-                    self._code = Shell(self._process, self._arguments).run(text[at + 2 : end])
-                out.append(captured.data.decode(errors="replace").rstrip("\n"))
-                at = end + 1
-            elif match := _VARIABLE.match(text, at):
-                out.append(self._variable(match[1] or match[2]))
-                at = match.end()
-            elif text[at] == "\\" and at + 1 < len(text):
-                out.append(text[at + 1])
-                at += 2
-            else:
-                out.append(text[at])
-                at += 1
-        return "".join(out)
-
-    def _variable(self, name: str) -> str:
+    def _parameter(self, name: str) -> str:
         match name:
             case "?":
                 return str(self._code)
@@ -446,6 +381,12 @@ class Shell:
             index = int(name)
             return self._arguments[index] if index < len(self._arguments) else ""
         return self._process.env.get(name, "")
+
+    def _output_of(self, text: str) -> str:
+        captured = Buffer()
+        with self._streams(self._process.streams.stdin, captured):
+            self._code = Shell(self._process, self._arguments).run(text)
+        return captured.data.decode(errors="replace").rstrip("\n")
 
 
 def _signal_number(name: str) -> int:

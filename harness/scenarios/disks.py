@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from harness.errors import DiskError, HarnessError
+from harness.errors import DiskError, HarnessError, NoSlotError
+from harness.gcs.prot import MappedVirtualDisk
+from harness.hcs.document import (
+    LUNS_PER_CONTROLLER,
+    MAX_SCSI_CONTROLLERS,
+    attach_request,
+    detach_request,
+)
 from harness.scenarios.pods import Pod, attachments_of, close_clean, pod_in_vm
 from harness.scenarios.scenario import Scenario, ScenarioContext
 from harness.scsi import MountConfig, ScsiMount
@@ -17,13 +26,23 @@ from snapshotter.units import GIB
 _EXT4 = MountConfig(ensure_filesystem=True, filesystem="ext4")
 
 
-def _make_disks(context: ScenarioContext, count: int) -> list[Path]:
+def make_disks(context: ScenarioContext, count: int) -> list[Path]:
     """Make scratch disks outside the store, in the lab's own directory."""
     template = ScratchTemplate.build(GIB)
-    disks = [context.lab.directory / f"disk-{number}.vhdx" for number in range(count)]
+    folder = context.lab.directory
+    disks = [folder / f"{context.name}-disk-{number}.vhdx" for number in range(count)]
     for disk in disks:
-        template.write(disk)
+        template.write(disk, overwrite=True)  # what a failure left is in nobody's way
     return disks
+
+
+@contextlib.contextmanager
+def attach_disks(context: ScenarioContext, count: int) -> Iterator[tuple[UtilityVm, list[Path]]]:
+    """Boot a machine and make that many disks; check afterwards that it kept none, remove them."""
+    disks = make_disks(context, count)
+    vm = context.lab.boot_uvm()
+    yield vm, disks
+    _close(context, vm, disks)
 
 
 def _close(context: ScenarioContext, vm: UtilityVm, disks: list[Path]) -> None:
@@ -35,7 +54,7 @@ def _close(context: ScenarioContext, vm: UtilityVm, disks: list[Path]) -> None:
 
 def _add_add_remove_remove(context: ScenarioContext) -> None:
     """As hcsshim's AddAddRemoveRemove and GuestPath: a sharer gets the path that is there."""
-    (disk,) = disks = _make_disks(context, 1)
+    (disk,) = disks = make_disks(context, 1)
     vm = context.lab.boot_uvm()
     first = vm.scsi.acquire(disk, holder="first", mount=_EXT4, guest_path="/run/gcs/c/one")
     second = vm.scsi.acquire(disk, holder="second", mount=_EXT4)
@@ -51,7 +70,7 @@ def _add_add_remove_remove(context: ScenarioContext) -> None:
 
 
 def _conflicting_path(context: ScenarioContext) -> None:
-    one, other = disks = _make_disks(context, 2)
+    one, other = disks = make_disks(context, 2)
     vm = context.lab.boot_uvm()
     held = vm.scsi.acquire(one, holder="first", mount=_EXT4, guest_path="/run/gcs/c/one")
     with context.expect("another disk at the same path", DiskError) as refused:
@@ -64,7 +83,7 @@ def _conflicting_path(context: ScenarioContext) -> None:
 
 def _again_and_again(context: ScenarioContext) -> None:
     """Seen in hcsshim #377: the second add or remove of a disk hung the machine."""
-    (disk,) = disks = _make_disks(context, 1)
+    (disk,) = disks = make_disks(context, 1)
     vm = context.lab.boot_uvm()
     for turn in range(5):
         with context.step(f"attach, mount, release: {turn + 1}. time"):
@@ -74,7 +93,7 @@ def _again_and_again(context: ScenarioContext) -> None:
 
 
 def _spellings(context: ScenarioContext) -> None:
-    (disk,) = disks = _make_disks(context, 1)
+    (disk,) = disks = make_disks(context, 1)
     soft, hard = disk.with_name("soft.vhdx"), disk.with_name("hard.vhdx")
     soft.symlink_to(disk)
     os.link(disk, hard)
@@ -92,7 +111,7 @@ def _spellings(context: ScenarioContext) -> None:
 
 def _fill(context: ScenarioContext, count: int) -> None:
     """As hcsshim uvm_scsi_test: many disks, each twice; a slot that was freed is used again."""
-    disks = _make_disks(context, count)
+    disks = make_disks(context, count)
     vm = context.lab.boot_uvm()
     for turn in range(2):
         with context.step(f"add {count} disks twice, {turn + 1}. time"):
@@ -114,9 +133,71 @@ def _fill(context: ScenarioContext, count: int) -> None:
     _close(context, vm, disks)
 
 
+def _every_slot(context: ScenarioContext) -> None:
+    """The 257th disk: refused in words, and taken as soon as any other goes."""
+    disks = make_disks(context, MAX_SCSI_CONTROLLERS * LUNS_PER_CONTROLLER + 1)
+    vm = context.lab.boot_uvm()
+    with context.step(f"attach {len(disks) - 1} disks"):
+        held = [vm.scsi.acquire(disk, holder=disk.stem) for disk in disks[:-1]]
+        context.check_equal("slots", len({share.slot for share in held}), len(held))
+    with context.step("one more is refused"):
+        with context.expect("a disk too many", NoSlotError) as refused:
+            vm.scsi.acquire(disks[-1], holder="last")
+        context.check("disk-0" in refused.message, f"no holder is named: {refused.message}")
+    with context.step("and gets the slot of one that goes"):
+        slot = held[100].slot
+        held[100].release()
+        held[100] = vm.scsi.acquire(disks[-1], holder="last")
+        context.check_equal("slot", held[100].slot, slot)
+    with context.step("detach them all"):
+        vm.scsi.release_all(held)
+    _close(context, vm, disks)
+
+
+def _four_controllers(context: ScenarioContext) -> None:
+    """Seen in hcsshim #2215: a guest numbers controllers in any order, a disk is found the same."""
+    with attach_disks(context, MAX_SCSI_CONTROLLERS) as (vm, disks):
+        for turn, order in enumerate(((0, 1, 2, 3), (3, 0, 2, 1))):
+            with context.step(f"a disk on each controller, {turn + 1}. time"):
+                for controller, number in enumerate(order):
+                    _attach_at(vm, disks[number], controller)
+                for controller, number in enumerate(order):
+                    path = f"/run/mounts/scsi/at{controller}"
+                    script = f"echo {number} > {path}/number && sync" if not turn else ""
+                    text = vm.processes.start(
+                        ["/bin/sh", "-c", script or f"cat {path}/number"]
+                    ).wait()
+                    context.check_equal("exit code", text.exit_code, 0)
+                    if turn:
+                        context.check_equal(f"disk at {controller}", text.text, str(number))
+            with context.step("take them out"):
+                for controller in range(MAX_SCSI_CONTROLLERS):
+                    _detach_at(vm, controller)
+
+
+_LUN = 7
+
+
+def _mapped(controller: int) -> MappedVirtualDisk:
+    return MappedVirtualDisk(
+        mount_path=f"/run/mounts/scsi/at{controller}", controller=controller, lun=_LUN
+    )
+
+
+def _attach_at(vm: UtilityVm, disk: Path, controller: int) -> None:
+    vm.service.modify(vm.system_id, attach_request(controller, _LUN, str(disk)))
+    vm.guest.mount_disk(_mapped(controller))
+
+
+def _detach_at(vm: UtilityVm, controller: int) -> None:
+    vm.guest.unmount_disk(_mapped(controller))
+    vm.guest.eject_disk(controller=controller, lun=_LUN)
+    vm.service.modify(vm.system_id, detach_request(controller, _LUN))
+
+
 def _parallel(context: ScenarioContext, turns: int) -> None:
     """As hcsshim TestParallelScsiOps: workers attach, mount and release without pause."""
-    disks = _make_disks(context, 4)
+    disks = make_disks(context, 4)
     vm = context.lab.boot_uvm()
     failures: list[str] = []
 
@@ -205,6 +286,18 @@ SCENARIOS = (
         "Eighty disks on two controllers, each held twice, and slots that are used again.",
         ("scsi", "slow", "soak"),
         lambda context: _fill(context, 80),
+    ),
+    Scenario(
+        "every-slot-taken",
+        "256 disks fill four controllers; the next is refused, and gets the first free slot.",
+        ("scsi", "failure", "slow", "soak"),
+        _every_slot,
+    ),
+    Scenario(
+        "four-controllers",
+        "Disks on all four controllers are found, whatever numbers the guest's kernel gave them.",
+        ("scsi",),
+        _four_controllers,
     ),
     Scenario(
         "parallel-disks",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 from harness.errors import DiskError, GuestError, HarnessError
 from harness.scenarios.pods import Pod, attachments_of, close_clean, pod_in_vm
 from harness.scenarios.scenario import Scenario, ScenarioContext
-from harness.scsi import ScsiMount
+from harness.scsi import MountConfig, ScsiMount
 from harness.uvm import UtilityVm
 
+_SOON_S = 30.0
 _REFUSED = "error(0x80004005)"
 # hcsshim AllocateLayers_*: which step fails, and how the fault is spelled. The demo image has three
 # layers, so that the fourth attach and mount are those of the scratch.
@@ -100,28 +102,42 @@ def _start_and_release(pod: Pod, vm: UtilityVm, name: str) -> None:
 
 
 def _cancelled_waiter(context: ScenarioContext) -> None:
-    """Who gives up waiting for another's attach keeps nothing, and disturbs nobody."""
+    """Who gives up waiting for another's attach or mount keeps nothing, and disturbs nobody."""
     pod = Pod.prepare(context, "c1")
     vm = context.lab.boot_uvm()
     scratch = pod.scratch
-    context.lab.faults.add("service.attach", "hang(600ms)")
+    acquire = partial(
+        vm.scsi.acquire, scratch, mount=MountConfig(ensure_filesystem=True, filesystem="ext4")
+    )
     first: list[ScsiMount] = []
-    with context.step("wait for another's attach, and give up"):
-        owner = threading.Thread(
-            target=lambda: first.append(vm.scsi.acquire(scratch, holder="first"))
-        )
-        owner.start()
-        time.sleep(0.15)
-        with context.expect("an acquire whose patience ends", DiskError) as refused:
-            vm.scsi.acquire(scratch, holder="impatient", timeout_s=0.1)
-        owner.join()
-        context.fact("said", refused.message[:120])
-        context.check_equal("holders", vm.scsi.holders(scratch), ("first",))
-    with context.step("the first goes on alone"):
-        vm.scsi.release_all(first)
-        context.check_equal("attachments", attachments_of(vm, scratch), 0)
+    for what, boundary in (
+        ("attach", "service.attach"),
+        ("mount", "guest.add-mapped-virtual-disk"),
+    ):
+        context.lab.faults.add(boundary, "hang(600ms)")
+        met = len(context.lab.faults.met)
+        with context.step(f"wait for another's {what}, and give up"):
+            owner = threading.Thread(target=lambda: first.append(acquire(holder="first")))
+            owner.start()
+            _await_fault(context, met)
+            with context.expect("an acquire whose patience ends", DiskError) as refused:
+                acquire(holder="impatient", timeout_s=0.1)
+            owner.join()
+            context.fact(f"said of the {what}", refused.message[:120])
+            context.check_equal("holders", vm.scsi.holders(scratch), ("first",))
+        with context.step("the first goes on alone"):
+            vm.scsi.release_all(first)
+            first.clear()
+            context.check_equal("attachments", attachments_of(vm, scratch), 0)
     close_clean(context, vm)
     pod.close()
+
+
+def _await_fault(context: ScenarioContext, before: int) -> None:
+    """Wait until another thread has met the next fault."""
+    deadline = time.monotonic() + _SOON_S
+    while len(context.lab.faults.met) <= before and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def _shared_failure(context: ScenarioContext) -> None:
@@ -189,7 +205,7 @@ SCENARIOS = (
     ),
     Scenario(
         "cancelled-waiter",
-        "Who gives up waiting for another's attach leaves no count behind.",
+        "Who gives up waiting for another's attach or mount leaves no count behind.",
         ("scsi", "failure", "concurrency"),
         _cancelled_waiter,
     ),

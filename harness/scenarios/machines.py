@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from harness.hcs.document import ROOT_SLOT
+import uuid
+
+from harness.capabilities import Capability
+from harness.errors import SystemNotFoundError
+from harness.hcs.document import ROOT_SLOT, ComputeSystem
+from harness.hcs.service import EventType, SystemState
 from harness.machinekind import MachineKind, RootSource
 from harness.scenarios.pods import Pod
 from harness.scenarios.scenario import Scenario, ScenarioContext
 from harness.scsi import Slot
+from harness.uvm import UtilityVm
 
 
 def _root_disk(context: ScenarioContext) -> None:
@@ -31,7 +37,84 @@ def _root_disk(context: ScenarioContext) -> None:
         pod.close(vm)
 
 
+def _boot_modes(context: ScenarioContext) -> None:
+    """As hcsshim's TestLCOW_UVM_KernelArgs: what the document says is what the kernel was told."""
+    for root, has_console in (
+        (RootSource.INITRD, True),
+        (RootSource.DISK, True),
+        (RootSource.DISK, False),
+    ):
+        with context.step(f"root: {root}, console: {'yes' if has_console else 'no'}"):
+            document = context.lab.document(MachineKind(root=root))
+            if not has_console:
+                document = _without_console(document)
+            vm = UtilityVm.boot(context.lab.service, document, claims=context.lab.claims)
+            try:
+                told = vm.processes.start(["/bin/cat", "/proc/cmdline"]).wait().text.split()
+                missing = [word for word in _command_line(document).split() if word not in told]
+                context.check_equal("words that the kernel was not told", missing, [])
+                serial = vm.processes.start(["/bin/ls", "/sys/class/tty"]).wait().text.split()
+                context.check_equal("a serial port", "ttyS0" in serial, has_console)
+                if vm.origin == "cold":  # a copy has said nothing since it was saved
+                    context.check_equal("console output", bool(vm.console()), has_console)
+            finally:
+                vm.close()
+
+
+def _command_line(document: ComputeSystem) -> str:
+    machine = document.virtual_machine
+    assert machine is not None
+    assert machine.chipset is not None
+    assert machine.chipset.linux_kernel_direct is not None
+    return machine.chipset.linux_kernel_direct.kernel_cmd_line
+
+
+def _without_console(document: ComputeSystem) -> ComputeSystem:
+    """Return the same machine without a serial port (hcsshim emits `nr_uarts=0` then)."""
+    raw = document.to_json()
+    del raw["VirtualMachine"]["Devices"]["ComPorts"]
+    words = [
+        "8250.nr_uarts=0" if word == "8250.nr_uarts=1" else word
+        for word in _command_line(document).split()
+        if not word.startswith(("console=", "8250.skip"))
+    ]
+    raw["VirtualMachine"]["Chipset"]["LinuxKernelDirect"]["KernelCmdLine"] = " ".join(words)
+    return ComputeSystem.from_json(raw)
+
+
+def _never_started(context: ScenarioContext) -> None:
+    """As hcsshim's TestUVM: a system that is created and not started is waited on and closed."""
+    service, system_id = context.lab.service, str(uuid.uuid4())
+    service.create(system_id, context.lab.document())
+    with context.step("it does not exit by itself"):
+        events = service.events(system_id, timeout_s=0.3)
+        context.check_equal("exits", [e for e in events if e.type is EventType.EXITED], [])
+        state = service.properties(system_id).state
+        context.check(state is not SystemState.STOPPED, f"it is {state}")
+    with context.step("closing it leaves nothing"):
+        service.close(system_id)
+        with context.expect("a question about it", SystemNotFoundError):
+            service.properties(system_id)
+    with context.step("one with the same id is another one"):
+        service.create(system_id, context.lab.document())
+        service.terminate(system_id)
+        service.close(system_id)
+
+
 SCENARIOS = (
+    Scenario(
+        "never-started",
+        "A machine that was created and never started is closed, and nothing of it is left.",
+        ("uvm",),
+        _never_started,
+    ),
+    Scenario(
+        "boot-modes",
+        "The kernel is told what the document says: root in memory or on a disk, console or none.",
+        ("uvm",),
+        _boot_modes,
+        needs=(Capability.KERNEL,),
+    ),
     Scenario(
         "root-disk",
         "The machine boots from a VHD in the reserved slot, and runs containers on it.",

@@ -11,99 +11,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
-from harness.containers import ContainerRootfs, LayerGuest, LcowDisks
+from harness.containers import ContainerRootfs, LcowDisks
 from harness.errors import CheckFailedError, HarnessError
-from harness.faults import FaultPlan
-from harness.scsi import AttachmentState, MountState, ScsiManager
+from harness.scenarios.judge import judge, judge_mounts
+from harness.scenarios.stage import Held, PlayedVm, PlaySetting
 
 _PATIENCE_S = 60.0
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-
-class PlayedVm(Protocol):
-    """A machine that a play drives: a real utility VM, or parts of one put together."""
-
-    name: str
-    scsi: ScsiManager
-
-    @property
-    def guest(self) -> LayerGuest:
-        """What makes and removes combined layers."""
-        ...
-
-    def disks(self) -> Collection[Path]:
-        """Return the disks that the machine really has."""
-        ...
-
-    def alive(self) -> bool:
-        """Whether it runs."""
-        ...
-
-    def mounts(self) -> Collection[str]:
-        """Return the paths where its guest has something mounted for the host."""
-        ...
-
-    def violations(self) -> Sequence[str]:
-        """Return what broke a rule of host or guest so far."""
-        ...
-
-    def remove_directory(self, path: str) -> None:
-        """Remove a container's directory from a mounted scratch disk."""
-        ...
-
-    def kill(self) -> None:
-        """Pull the plug, and forget the machine."""
-        ...
-
-    def close(self) -> None:
-        """Take the machine down; it holds nothing any more."""
-        ...
-
-
-@dataclass(eq=False)
-class _Held:
-    """A container that was started: where, on which pod's disk, and whether all of it is there."""
-
-    machine: int
-    pod: int
-    root: ContainerRootfs
-    sure: bool = True
-    """False once a release has failed: any part of it may be gone."""
-
-
-@dataclass
-class PlaySetting:
-    """What a play plays with; `boot` makes machine number N."""
-
-    boot: Callable[[int], PlayedVm]
-    faults: FaultPlan
-    layers: tuple[Path, ...]
-    scratches: tuple[Path, ...]
-    machines: int = 2
-    on_close: Callable[[], None] = lambda: None
-    verbs_per_look: int = 1
-    """How many verbs go by before the guests' own mounts are looked at again."""
-    hold: Callable[[str], HeldCall] | None = None
-    """Holds the next call of a boundary until it is let go; None where that cannot be done."""
-
-
-class HeldCall(Protocol):
-    """A call that is held."""
-
-    def wait(self) -> bool:
-        """Return whether the call has come, within a second."""
-        ...
-
-    def let_go(self) -> None:
-        """Let it go on."""
-        ...
 
 
 def _told(
@@ -135,7 +55,7 @@ class PodPlay:
 
     setting: PlaySetting
     lines: list[str] = field(default_factory=list)
-    held: dict[str, _Held] = field(default_factory=dict)
+    held: dict[str, Held] = field(default_factory=dict)
     faulty: bool = False
     """A fault may be waiting, so a verb may fail."""
     broken: bool = False
@@ -276,12 +196,12 @@ class PodPlay:
 
     # -- how -------------------------------------------------------------------------------------
 
-    def _new(self, container: str, pod: int, machine: int) -> _Held:
+    def _new(self, container: str, pod: int, machine: int) -> Held:
         vm = self.vms[machine]
         self.touched.add(machine)
-        return _Held(machine, pod, ContainerRootfs(vm.scsi, vm.guest, container))
+        return Held(machine, pod, ContainerRootfs(vm.scsi, vm.guest, container))
 
-    def _build(self, held: _Held, pod: int) -> None:
+    def _build(self, held: Held, pod: int) -> None:
         disks = LcowDisks(self.setting.layers, self.setting.scratches[pod])
         held.root.build(disks, f"pod{pod}", timeout_s=_PATIENCE_S)
 
@@ -302,7 +222,7 @@ class PodPlay:
         if not elsewhere and not self.faulty:
             raise CheckFailedError(f"a start was refused without a reason: {error}") from error
 
-    def _give_up(self, container: str, held: _Held) -> None:
+    def _give_up(self, container: str, held: Held) -> None:
         """Undo a failed start; what cannot be undone now counts as half there."""
         held.sure = False
         self.held[container] = held
@@ -354,54 +274,12 @@ class PodPlay:
             raise CheckFailedError(f"{vm.name} is dead and counts {left}")
         self.vms[machine] = self.setting.boot(machine)
 
-    # -- the judge -------------------------------------------------------------------------------
-
     def check(self) -> None:
         """Raise CheckFailedError unless tables, machines and plain counters agree."""
+        look = not len(self.lines) % self.setting.verbs_per_look
         for number, vm in enumerate(self.vms):
-            if vm.violations():
-                raise CheckFailedError(f"{vm.name}: {'; '.join(vm.violations())}")
-            self._check_machine(number, vm)
-
-    def _check_machine(self, number: int, vm: PlayedVm) -> None:
-        here = [each for each in self.held.values() if each.machine == number]
-        sure = [each for each in here if each.sure]
-        snapshot = vm.scsi.snapshot()
-        if waiting := [str(each.path) for each in snapshot.attachments if each.waiting]:
-            raise CheckFailedError(f"{vm.name}: somebody still waits for {waiting}")
-        attached = Counter(vm.disks())
-        if doubled := [str(path) for path, count in attached.items() if count > 1]:
-            raise CheckFailedError(f"{vm.name}: attached twice: {doubled}")
-        infos = {each.path: each for each in snapshot.attachments}
-        if unknown := set(attached) - set(infos):
-            raise CheckFailedError(f"{vm.name}: attached, but nobody knows: {unknown}")
-        users = self._users(sure), self._users(here)
-        for path in {*self.setting.layers, *self.setting.scratches}:
-            info = infos.get(path)
-            count = 0 if info is None else info.refcount
-            least, most = users[0][path], users[1][path]
-            if not least <= count <= most:
-                raise CheckFailedError(
-                    f"{vm.name}: {path} is counted {count} times, held {least} to {most} times"
-                )
-            if not least:
-                continue
-            assert info is not None, "it is counted"
-            if info.state is not AttachmentState.ATTACHED or path not in attached:
-                raise CheckFailedError(f"{vm.name}: {path} is held and {info.state}")
-            mounts = [each for each in info.mounts if each.state is MountState.MOUNTED]
-            if not any(each.refcount >= least for each in mounts):
-                raise CheckFailedError(f"{vm.name}: {path} is held and mounted {info.mounts}")
-        if number not in self.touched or len(self.lines) % self.setting.verbs_per_look:
-            return
-        self.touched.remove(number)
-        mounted = vm.mounts()
-        for each in sure:
-            if each.root.path not in mounted:
-                raise CheckFailedError(f"{vm.name}: {each.root.path} is not mounted")
-
-    def _users(self, containers: Sequence[_Held]) -> Counter[Path]:
-        users: Counter[Path] = Counter()
-        for each in containers:
-            users.update({*self.setting.layers, self.setting.scratches[each.pod]})
-        return users
+            here = [each for each in self.held.values() if each.machine == number]
+            judge(self.setting, vm, here)
+            if look and number in self.touched:
+                self.touched.remove(number)
+                judge_mounts(vm, here)

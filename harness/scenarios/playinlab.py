@@ -7,9 +7,10 @@ from pathlib import Path
 
 from harness.containers import disks_of
 from harness.lab import Lab
-from harness.scenarios.play import PlaySetting, PodPlay
+from harness.scenarios.play import PodPlay
 from harness.scenarios.pods import guest_mounts
 from harness.scenarios.scenario import ScenarioContext
+from harness.scenarios.stage import PlaySetting
 from harness.uvm import UtilityVm
 
 

@@ -52,6 +52,8 @@ class Attachment:
     state: AttachmentState = AttachmentState.RESERVED
     members: dict[Member, None] = field(default_factory=dict)
     operation: Operation | None = None
+    seen: bool = False
+    """Whether the guest has used it, and so has certainly discovered it."""
 
     _NEXT: ClassVar = {
         AttachmentState.RESERVED: (AttachmentState.ATTACHING, AttachmentState.DETACHED),
@@ -257,12 +259,27 @@ class AttachmentTable:
         if error is None:
             for each in leaving:
                 each.advance(AttachmentState.DETACHED)
+            self._forget_late([each.slot for each in leaving if not each.seen])
             return {}
         # A batch stops somewhere, and silence says nothing: ask which of them are gone.
         doubt = self._ask(leaving)
         if doubt is not None and isinstance(error, Exception):
             error.add_note(f"the host could not be asked either: {doubt}")
         return {each: error for each in leaving if each.state is not AttachmentState.DETACHED}
+
+    def _forget_late(self, slots: Sequence[Slot]) -> None:
+        """Have the guest drop what it discovered between the eject and the detach.
+
+        A guest is told of disks in a queue that overflows (virtio-scsi has 8 places): after many
+        attaches it may find a disk after it was to forget it, and not hear that it went. The next
+        disk in that slot would be taken for it. What fails here the next eject of the slot meets.
+        """
+
+        def forget() -> None:
+            self._guest.eject_all(slots)
+
+        if slots:
+            self._monitor.attempt(forget)
 
     def _ask(self, attachments: Sequence[Attachment]) -> BaseException | None:
         """Settle `attaching` and `detaching` by what the host says; return why it did not."""

@@ -346,6 +346,7 @@ class ScsiManager:
                 self._share(operation, deadline, doing=doing)
             elif mount.state is MountState.RESERVED:
                 self._mounts.mount(mount, by=member.holder)
+                attachment.seen = True
             if mount.state is MountState.MOUNTED:
                 return
 

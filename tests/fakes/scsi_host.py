@@ -46,6 +46,7 @@ class FakeScsiHost:
         self.violations: list[str] = []
         self.dead = False
         self.latency_s = 0.0
+        self.discovers_late = False  # the guest finds a disk after it was to forget it
         self._faults: dict[str, deque[Fault]] = {}
         self._blocks: dict[str, deque[BlockingPoint]] = {}
         self._lock = threading.Lock()
@@ -101,6 +102,8 @@ class FakeScsiHost:
         if fault is None or fault.happens:
             for slot in slots if fault is None else slots[: max(1, len(slots) // 2)]:
                 self._take_out(slot)
+                if self.discovers_late:
+                    self.visible.add(slot)
         self._leave(fault)
 
     def attached(self) -> Sequence[Slot]:

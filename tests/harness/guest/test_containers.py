@@ -196,10 +196,27 @@ def test_properties_come_from_the_containers_cgroup(guest: Guest) -> None:
     assert {entry.process_id for entry in properties.process_list} == {process, 77}
     assert properties.statistics == {
         "memory": {"usage": {"usage": 4096}},
+        "memory_oom_control": {"oom_kill": 0},
         "cpu": {"usage": {"total": 1_500_000}},
         "pids": {"current": 0},
     }
     guest.client.delete_container_state("c1")
+
+
+def test_kills_for_want_of_memory_are_told_with_the_exit(guest: Guest) -> None:
+    process = started(guest, "exec sleep 60")
+    group = guest.os.at("/sys/fs/cgroup/c1")
+    group.mkdir(parents=True)
+    guest.os.at(f"/proc/{process}").mkdir(parents=True)
+    guest.os.at(f"/proc/{process}/cgroup").write_text("0::/c1\n")
+    (group / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+    statistics = guest.client.get_properties("c1", types=("Statistics",)).statistics
+    assert statistics is not None
+    assert statistics["memory_oom_control"] == {"oom_kill": 2}
+    guest.client.signal_process("c1", process)
+    told = guest.client.wait_container_exit("c1", timeout_s=5)
+    assert json.loads(told.result_info) == {"OutOfMemoryKills": 2}
+    assert any("ran out of memory" in line for line in guest.console)
 
 
 def test_the_bundle_has_a_complete_specification(guest: Guest) -> None:

@@ -5,6 +5,7 @@ Oracles: the guest's own kernel and busybox, e2fsck and debugfs on the host afte
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
@@ -16,6 +17,7 @@ import pytest
 from harness.errors import BridgeClosedError, GuestError
 from harness.gcs.prot import CombinedLayers, HResult, Layer, MappedVirtualDisk
 from harness.hcs.document import attach_request, lcow_document
+from harness.hcs.service import ExitType
 from harness.image.build import ensure_image
 from harness.qemu.service import QemuComputeService
 from harness.uvm import UtilityVm
@@ -220,6 +222,47 @@ def test_a_terminal_in_a_container_is_its_controlling_one(vm: UtilityVm) -> None
     delete(vm, "c5")
 
 
+def test_limits_hold_and_running_out_of_memory_is_reported(vm: UtilityVm) -> None:
+    limits = {"memory": {"limit": 16 << 20, "swap": 16 << 20}, "pids": {"limit": 20}}
+    vm.guest.add_combined_layers(layers("c6"))
+    script = (
+        "cat /proc/self/cgroup >&2; read x; dd if=/dev/zero of=/dev/null bs=64M count=1; sleep 0"
+    )
+    vm.guest.create_container(
+        "c6",
+        {"process": {"args": ["sh", "-c", script]}, "linux": {"resources": limits}},
+        bundle="/run/gcs/c/c6",
+        scratch_dir="/run/gcs/c/pod/scratch/c6",
+    )
+    init = vm.processes.start(container_id="c6", with_stdin=True)
+    (group,) = (
+        vm.processes.start(["find", "/sys/fs/cgroup", "-name", "c6"]).wait().text.splitlines()
+    )
+    found = vm.processes.start(["cat", f"{group}/memory.max", f"{group}/pids.max"]).wait().text
+    assert found.split() == [str(16 << 20), "20"]
+    statistics = vm.guest.get_properties("c6", types=["Statistics"]).statistics
+    assert statistics is not None
+    assert statistics["memory_oom_control"] == {"oom_kill": 0}
+    assert 0 < statistics["memory"]["usage"]["usage"] <= 16 << 20
+    init.write_stdin(b"go\n")
+    init.wait()
+    told = vm.guest.wait_container_exit("c6", timeout_s=20)
+    assert json.loads(told.result_info)["OutOfMemoryKills"] >= 1
+    assert any("ran out of memory" in line for line in vm.log.messages())
+    delete(vm, "c6")
+
+
+def test_a_device_link_leads_to_the_disk(vm: UtilityVm) -> None:
+    link = MappedVirtualDisk(mount_path="/run/mounts/device", lun=0, block_dev=True)
+    vm.guest.mount_disk(link)
+    done = vm.processes.start(
+        ["sh", "-c", "dd if=/run/mounts/device bs=1 skip=1080 count=2"]
+    ).wait()
+    assert done.stdout == b"\x53\xef", "the layer's ext4"
+    vm.guest.unmount_disk(link)
+    assert vm.processes.start(["ls", "/run/mounts/device"]).wait().exit_code != 0
+
+
 def test_output_is_whole_under_back_pressure(vm: UtilityVm) -> None:
     done = vm.processes.start(["sh", "-c", "head -c 3000000 /dev/zero"]).wait()
     assert done.stdout == bytes(3_000_000)
@@ -231,6 +274,15 @@ def test_a_disk_that_is_not_attached_is_an_error_in_bounded_time(vm: UtilityVm) 
         vm.guest.mount_disk(MappedVirtualDisk(mount_path="/run/mounts/x", lun=60))
     assert info.value.hresult == HResult.NOT_FOUND
     assert time.monotonic() - began < 10
+
+
+def test_a_guest_whose_host_is_gone_powers_off(service: QemuComputeService) -> None:
+    with boot(service) as machine:
+        machine.guest.execute_process(None, args=["sleep", "1000"])
+        machine.guest.close()
+        assert machine.wait_exit(timeout_s=30)
+        assert machine.service.properties(machine.system_id).exit_type is ExitType.GRACEFUL
+        assert "the host is gone, powering off" in machine.console()
 
 
 def test_an_agent_that_dies_is_reported_and_is_no_kernel_panic(

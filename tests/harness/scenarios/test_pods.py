@@ -15,7 +15,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from harness.errors import CheckFailedError
 from harness.faults import FaultPlan
 from harness.model.disks import DiskStore
-from harness.scenarios.play import PlaySetting, PodPlay
+from harness.scenarios.play import PodPlay
+from harness.scenarios.stage import PlaySetting
 from harness.scsi import DiskClaims, Slot
 from snapshotter.ext4.layertar import convert_layer
 from snapshotter.scratch.template import ScratchTemplate

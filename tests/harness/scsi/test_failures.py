@@ -170,11 +170,21 @@ def test_b4_the_mount_that_is_released_is_the_one_that_is_unmounted(
     assert vm.empty
 
 
+def test_a_disk_that_the_guest_discovers_too_late_is_forgotten_after_all(
+    vm: FakeScsiHost, manager: ScsiManager, make_disk: MakeDisk
+) -> None:
+    vm.discovers_late = True
+    shares = [manager.acquire(make_disk(f"{n}.vhdx"), holder="c1") for n in range(3)]
+    manager.release_all(shares)
+    assert vm.empty
+    assert vm.violations == []
+
+
 @pytest.mark.parametrize("happens", [False, True])
 def test_a_silent_detach_is_settled_by_asking(
     vm: FakeScsiHost, manager: ScsiManager, disk: Path, happens: bool
 ) -> None:
-    held = manager.acquire(disk, holder="c1")
+    held = manager.acquire(disk, holder="c1", mount=MountConfig())
     vm.fail("detach", SILENCE, happens=happens)
     if happens:
         held.release()
