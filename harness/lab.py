@@ -27,9 +27,14 @@ from harness.faults import FaultPlan
 from harness.faults.guest import faulty_connection
 from harness.faults.service import FaultyComputeService
 from harness.hcs.document import ComputeSystem, lcow_document
+from harness.hcs.hcsservice import HcsComputeService
 from harness.hcs.service import ComputeService
+from harness.hcs.streams import ListenHyperV, listen_hyperv
+from harness.hcs.windowshost import WindowsHost, this_windows
+from harness.hosts.onhost.agent import identity
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
+from harness.image.exported import VARIABLE, demo_in, open_image
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.kvm import Accelerator, AcceleratorChoice
@@ -40,7 +45,7 @@ from snapshotter import Snapshotter
 from snapshotter.errors import UnavailableError
 from snapshotter.image import ImportedImage, import_image
 
-BACKENDS = ("auto", "qemu", "model")
+BACKENDS = ("auto", "qemu", "hcs", "model")
 OWNER = "lcowlab"
 _LOCK_FILE = "lock"
 _KEEP_FILE = "keep"
@@ -53,6 +58,7 @@ class LabConfig:
     """How a lab is made: the compute service, what QEMU runs guest code with, a VM's size."""
 
     backend: str = "auto"
+    """`auto` is `hcs` on Windows and `qemu` elsewhere."""
     accelerator: AcceleratorChoice = "auto"
     memory_mib: int = 512
     processors: int = 2
@@ -60,6 +66,8 @@ class LabConfig:
     boot_timeout_s: float = 60.0
     cold: bool = False
     """Boot every utility VM from its first instruction, not as a copy of a saved one."""
+    image: Path | None = None
+    """Folder of an exported utility VM image (`harness.image.exported`), where none is built."""
     faults: Mapping[str, str] = field(default_factory=dict)
     """What is to fail, by boundary, in the grammar of `harness.faults`; anew in each scenario."""
 
@@ -89,6 +97,7 @@ class Lab:
         snapshotter: Snapshotter,
         image: UvmImage | None,
         progress: Progress,
+        listen: ListenHyperV = listen_hyperv,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -99,6 +108,7 @@ class Lab:
         self.owner = OWNER
         """Whom the systems made from now on belong to: the scenario that runs."""
         self._image = image
+        self._listen = listen
         self._real_service = service
         self._baseline = Baseline.take()
         self._lock = lock
@@ -107,11 +117,18 @@ class Lab:
         self._images: dict[Path, ImportedImage] = {}
 
     @classmethod
-    def open(cls, config: LabConfig | None = None, *, progress: Progress | None = None) -> Self:
+    def open(
+        cls,
+        config: LabConfig | None = None,
+        *,
+        progress: Progress | None = None,
+        windows: WindowsHost | None = None,
+    ) -> Self:
         """Build the utility VM image where needed and open a store and a compute service.
 
-        Raises UsageError (unknown backend), MissingProgramError, ImageBuildError,
-        UnavailableError; nothing is left then.
+        `windows` stands for this machine on backend `hcs`. Raises UsageError (unknown backend, or
+        one that is not for this system), MissingProgramError, ImageBuildError, UnavailableError;
+        nothing is left then.
         """
         config = config or LabConfig()
         tell = progress or (lambda _: None)
@@ -123,13 +140,20 @@ class Lab:
         with contextlib.ExitStack() as undo:
             service: LabService
             image = None
-            if config.backend == "model":
+            listen: ListenHyperV = listen_hyperv
+            backend = native_backend() if config.backend == "auto" else config.backend
+            if backend == "model":
                 service = _open_model()
                 undo.callback(service.close_all)
+            elif backend == "hcs":
+                host = windows or this_windows()
+                listen = host.listen
+                service = undo.enter_context(HcsComputeService(host))
+                image = _exported_image(config)
             else:
                 service = qemu = undo.enter_context(_service(config, config.accelerator))
                 qemu.host_facts()  # without QEMU nothing below is worth its time
-                image = ensure_image(progress=tell)
+                image = open_image(config.image) if config.image else ensure_image(progress=tell)
             directory, lock = _make_directory(config.root)
             undo.callback(_remove_directory, directory, lock)
             snapshotter = undo.enter_context(Snapshotter.open(directory / "snapshotter"))
@@ -142,6 +166,7 @@ class Lab:
             snapshotter=snapshotter,
             image=image,
             progress=tell,
+            listen=listen,
         )
 
     def __enter__(self) -> Self:
@@ -179,19 +204,27 @@ class Lab:
 
     @property
     def accelerator(self) -> str:
-        """What guest code runs with: `kvm` or `tcg`, or `none` where no guest code runs."""
+        """What guest code runs with: `kvm`, `tcg`, `hyper-v`, or `none` where none runs."""
+        if self.backend == "hcs":
+            return "hyper-v"
         return "none" if self._image is None else self.host.accelerator.value
 
     def environment(self) -> dict[str, str]:
-        """Return versions and facts that a report states."""
+        """Return versions and facts that a report states; `identity` is who runs this."""
+        facts = {"identity": str(identity()["user"])}
         if self._image is None:
-            return {"accelerator": "none: the guest's operating system is played"}
-        return {
-            "accelerator": f"{self.accelerator}: {self.host.accelerator_reason}",
-            "qemu": self.host.version,
-            "kernel": self._image.kernel_version,
-            "image": self._image.key,
-        }
+            return facts | {"accelerator": "none: the guest's operating system is played"}
+        if isinstance(self._real_service, HcsComputeService):
+            facts |= {
+                "accelerator": self.accelerator,
+                "hcs schemas": ", ".join(self._real_service.schema_versions()),
+            }
+        else:
+            facts |= {
+                "accelerator": f"{self.accelerator}: {self.host.accelerator_reason}",
+                "qemu": self.host.version,
+            }
+        return facts | {"kernel": self._image.kernel_version, "image": self._image.key}
 
     def has(self, capability: Capability) -> bool:
         """Whether this lab's backend can do something that not every backend can."""
@@ -211,7 +244,13 @@ class Lab:
 
     def demo_image(self) -> ImportedImage:
         """Return the demo image, made and imported at the first call."""
-        return self.import_image(ensure_demo_image(progress=self._progress))
+        return self.import_image(self.demo_archive())
+
+    def demo_archive(self) -> Path:
+        """Return the archive of the demo image, made where no exported image holds it."""
+        if self.config.image is not None:
+            return demo_in(self.config.image)
+        return ensure_demo_image(progress=self._progress)
 
     def import_image(self, archive: Path) -> ImportedImage:
         """Import an image archive into the store; a second call for the same file costs nothing."""
@@ -263,6 +302,7 @@ class Lab:
             timeout_s=self.config.boot_timeout_s,
             connect=faulty_connection(self.faults),
             claims=self.claims,
+            listen=self._listen,
         )
 
     def death(self) -> str:
@@ -338,6 +378,20 @@ class Lab:
         """Raise LeakError naming everything `audit` finds."""
         if leaks := self.audit():
             raise LeakError(leaks)
+
+
+def native_backend() -> str:
+    """Return the backend that this system has of its own."""
+    return "hcs" if sys.platform == "win32" else "qemu"
+
+
+def _exported_image(config: LabConfig) -> UvmImage:
+    if config.image is None:
+        raise UsageError(
+            "backend hcs boots an image that was built on Linux: `lcowlab uvm build --export DIR` "
+            f"there, then --image DIR (or {VARIABLE}) here"
+        )
+    return open_image(config.image)
 
 
 def _service(config: LabConfig, accelerator: AcceleratorChoice) -> QemuComputeService:

@@ -21,6 +21,8 @@ from harness.cli.exit_codes import ExitCode
 from harness.errors import HarnessError, UsageError
 from harness.hcs.document import ComputeSystem
 from harness.image.build import ensure_image
+from harness.image.demo import ensure_demo_image
+from harness.image.exported import export_image
 from harness.lab import Lab, LabConfig
 from harness.processes import GuestProcess
 from harness.qemu.kvm import AcceleratorChoice
@@ -42,6 +44,10 @@ def build(
         Path | None,
         typer.Option(help="Its folder of modules (lib/modules/VERSION).", exists=True),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Copy it there for other machines: Windows hosts.", file_okay=False),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Build the image where it is not cached, and say where it is."""
@@ -51,6 +57,9 @@ def build(
     image = ensure_image(
         progress=lambda text: console.print(f"[dim]{text}[/dim]"), kernel=kernel, modules=modules
     )
+    if export is not None:
+        demo = ensure_demo_image(progress=lambda text: console.print(f"[dim]{text}[/dim]"))
+        export_image(image, demo, export)
     facts = {
         "schema": "lcowlab.image/1",
         "key": image.key,
