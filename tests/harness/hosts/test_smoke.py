@@ -58,6 +58,20 @@ def test_the_agents_user_makes_a_utility_vm_once_and_the_evidence_stays(tmp_path
         assert left == []
 
 
+def test_a_managed_account_takes_over_and_proves_the_host_anew(tmp_path: Path) -> None:
+    with pretend_host(tmp_path / "host") as pretend, pretend.connect() as winrm:
+        provisioner(winrm, "model").apply()
+        options = Options(ROOT, port=1, smoke="model", agent_user="LAB\\gmsa-hv$")
+        managed = Provisioner(winrm, options, steps=(Root(), Agent(), Smoke()))
+        outcome = managed.apply()
+        assert r"ran as LAB\gmsa-hv$ (backend model" in proof(outcome)
+        assert len(outcome.ran) == 2
+        task = pretend.host.read().tasks["\\lcowlab\\agent"]
+        assert task.user == "LAB\\gmsa-hv$"
+        assert "<LogonType>Password</LogonType>" in task.xml
+        assert not managed.apply().changed
+
+
 def test_evidence_for_other_packages_or_another_user_proves_nothing(tmp_path: Path) -> None:
     with pretend_host(tmp_path / "host") as pretend, pretend.connect() as winrm:
         provisioner(winrm, "model").apply()
