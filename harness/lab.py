@@ -8,11 +8,12 @@ killed, and `audit` says what is still there.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -67,7 +68,7 @@ class LabConfig:
     cold: bool = False
     """Boot every utility VM from its first instruction, not as a copy of a saved one."""
     image: Path | None = None
-    """Folder of an exported utility VM image (`harness.image.exported`), where none is built."""
+    """Folder of an exported utility VM image, else that of LCOWLAB_IMAGE; hcs needs one."""
     faults: Mapping[str, str] = field(default_factory=dict)
     """What is to fail, by boundary, in the grammar of `harness.faults`; anew in each scenario."""
 
@@ -131,6 +132,8 @@ class Lab:
         nothing is left then.
         """
         config = config or LabConfig()
+        if config.image is None and (named := os.environ.get(VARIABLE)):
+            config = replace(config, image=Path(named))
         tell = progress or (lambda _: None)
         if config.backend not in BACKENDS:
             raise UsageError(
@@ -425,6 +428,8 @@ def _sweep(base: Path) -> None:
 
 
 def _remove_directory(directory: Path, lock: FileLock) -> None:
+    if sys.platform == "win32":
+        lock.release()  # a file that is open cannot be removed there
     try:
         shutil.rmtree(directory)
     except OSError as error:

@@ -55,7 +55,11 @@ def smoke(folder: Path, *, backend: str = "auto", image: Path | None = None) -> 
     Raises HarnessError for whatever does not work; LeakError for what is left behind.
     """
     config = LabConfig(
-        backend=choose_backend(backend, image), root=folder, memory_mib=512, image=image
+        backend=choose_backend(backend, image),
+        root=folder,
+        memory_mib=512,
+        image=image,
+        cold=image is not None,  # a saved machine of an image that was pushed serves nobody else
     )
     with Lab.open(config) as lab:
         lab.begin("smoke")

@@ -44,7 +44,7 @@ def library(short_folder: Path) -> Iterator[StandInHcs]:
 
 @pytest.fixture
 def api(library: StandInHcs) -> HcsApi:
-    return HcsApi(ComputeCore(library, library.local_free))
+    return HcsApi(ComputeCore(library, library.operations.local_free))
 
 
 @pytest.fixture

@@ -36,7 +36,8 @@ from harness.hcs.document import ComputeSystem
 from harness.hcs.hcsapi import HcsApi
 from harness.hcs.hresult import hcs_error
 from harness.hcs.notifications import Notification
-from tests.fakes.computecore import StandInHcs, Trouble
+from tests.fakes.computecore import StandInHcs
+from tests.fakes.hcsoperations import Trouble
 from tests.fakes.hcssystem import RefusedError
 
 HEADERS = Path("/usr/share/mingw-w64/include")
@@ -184,7 +185,7 @@ def test_a_refusal_tells_its_events_and_what_to_do(
     api: HcsApi, library: StandInHcs, document: ComputeSystem, *, at_once: bool
 ) -> None:
     refusal = RefusedError(0xC03A001A, "Attachment 'a.vhdx' failed to open", "because it is sparse")
-    library.meet("HcsStartComputeSystem", Trouble(refusal, at_once=at_once))
+    library.operations.meet("HcsStartComputeSystem", Trouble(refusal, at_once=at_once))
     handle = created(api, document, library)
     with pytest.raises(HcsCallError, match="copy it whole") as caught:
         api.start(handle, timeout_s=10)
@@ -214,12 +215,12 @@ def test_no_answer_in_time_is_a_timeout_and_the_operation_is_closed(
     library.boots = False
     handle = created(api, document, library)
     late = threading.Event()
-    library.meet("HcsStartComputeSystem", Trouble(wait=late))
+    library.operations.meet("HcsStartComputeSystem", Trouble(wait=late))
     with pytest.raises(ComputeTimeoutError, match="unknown"):
         api.start(handle, timeout_s=0.05)
     assert "HcsCancelOperation" in library.calls
     late.set()
-    library.quiet()
+    library.operations.quiet()
     assert api.properties(handle, timeout_s=10)["State"] == "Running"
     end(api, library, handle)
 
@@ -228,11 +229,11 @@ def test_a_creation_that_comes_too_late_is_ended(
     api: HcsApi, library: StandInHcs, document: ComputeSystem
 ) -> None:
     late = threading.Event()
-    library.meet("HcsCreateComputeSystem", Trouble(wait=late))
+    library.operations.meet("HcsCreateComputeSystem", Trouble(wait=late))
     with pytest.raises(ComputeTimeoutError):
         api.create("vm", document.to_json(), timeout_s=0.05)
     late.set()
-    library.quiet()
+    library.operations.quiet()
     assert library.leaks() == []
 
 

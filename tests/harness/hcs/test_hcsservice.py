@@ -50,7 +50,7 @@ from tests.fakes.hcssystem import RefusedError
 if TYPE_CHECKING:
     from tests.fakes.computecore import StandInHcs
 
-from tests.fakes.computecore import Trouble
+from tests.fakes.hcsoperations import Trouble
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_refused_grant_attaches_nothing(
     disk: str,
 ) -> None:
     with boot(service, host, document) as vm:
-        library.meet("HcsGrantVmAccess", Trouble(RefusedError(0x80070057)))
+        library.operations.meet("HcsGrantVmAccess", Trouble(RefusedError(0x80070057)))
         with pytest.raises(HcsCallError, match=r"HcsGrantVmAccess.*scratch\.vhdx"):
             service.modify(vm.system_id, attach_request(0, 0, disk))
         assert "HcsModifyComputeSystem" not in library.calls
@@ -154,7 +154,7 @@ def test_a_grant_that_is_not_taken_back_at_once_is_at_the_close(
 ) -> None:
     with boot(service, host, document) as vm:
         service.modify(vm.system_id, attach_request(0, 0, disk))
-        library.meet("HcsRevokeVmAccess", Trouble(RefusedError(0x80070020)))
+        library.operations.meet("HcsRevokeVmAccess", Trouble(RefusedError(0x80070020)))
         service.modify(vm.system_id, detach_request(0, 0))
         assert (vm.system_id, disk) in library.grants
     assert library.grants == set()
@@ -185,7 +185,7 @@ def test_an_attach_without_an_answer_keeps_its_slot_until_a_removal(
 ) -> None:
     with boot(service, host, document) as vm:
         refusal = RefusedError(0x80370109)
-        library.meet("HcsModifyComputeSystem", Trouble(refusal, carried_out=carried_out))
+        library.operations.meet("HcsModifyComputeSystem", Trouble(refusal, carried_out=carried_out))
         with pytest.raises(ComputeTimeoutError):
             service.modify(vm.system_id, attach_request(0, 3, disk))
         assert service.properties(vm.system_id).disks == (AttachedDisk(0, 3, disk, False),)
@@ -206,7 +206,7 @@ def test_a_detach_without_an_answer_can_be_repeated(
     with boot(service, host, document) as vm:
         service.modify(vm.system_id, attach_request(0, 3, disk))
         refusal = RefusedError(0x80370109)
-        library.meet("HcsModifyComputeSystem", Trouble(refusal, carried_out=carried_out))
+        library.operations.meet("HcsModifyComputeSystem", Trouble(refusal, carried_out=carried_out))
         with pytest.raises(ComputeTimeoutError):
             service.modify(vm.system_id, detach_request(0, 3))
         service.modify(vm.system_id, detach_request(0, 3))
@@ -270,7 +270,7 @@ def test_a_start_that_fails_leaves_nothing(
     service: HcsComputeService, host: WindowsHost, document: ComputeSystem, library: StandInHcs
 ) -> None:
     refusal = RefusedError(0x80370102, "the hypervisor is not running")
-    library.meet("HcsStartComputeSystem", Trouble(refusal))
+    library.operations.meet("HcsStartComputeSystem", Trouble(refusal))
     with pytest.raises(HcsCallError, match="enable Hyper-V"):
         boot(service, host, document)
     assert library.leaks() == []
@@ -310,7 +310,7 @@ def test_a_system_that_does_not_end_stays_known_and_can_be_closed_again(
     service.create("s", document)
     service.start("s")
     held = threading.Event()
-    library.meet("HcsTerminateComputeSystem", Trouble(wait=held))
+    library.operations.meet("HcsTerminateComputeSystem", Trouble(wait=held))
     with pytest.raises(ComputeTimeoutError):
         service.terminate("s", timeout_s=0.05)
     assert service.properties("s").state is SystemState.RUNNING
@@ -328,7 +328,7 @@ def test_nobody_is_inside_of_a_call_when_the_handle_is_closed(
 ) -> None:
     vm = boot(service, host, document)
     held = threading.Event()
-    library.meet("HcsModifyComputeSystem", Trouble(wait=held))
+    library.operations.meet("HcsModifyComputeSystem", Trouble(wait=held))
     failures: list[BaseException] = []
 
     def attach() -> None:
