@@ -71,8 +71,8 @@ def apply_layer(
     `stream` is the tar, compressed or not, read to its end, with `read_ahead` as `convert_layer`
     does it. Where `diff_id` is given, the uncompressed tar must have it. With `reuse`
     (`Snapshotter.layers`), a layer that the store has already, by its `diff_id` or by the digest
-    `blob` of the stream, is cloned or linked to, and `stream` is not read. `platform` is this machine's where none is given. On failure no layer.vhd
-    is left.
+    `blob` of the stream, is cloned or linked to, and `stream` is not read. `platform` is this
+    machine's where none is given. On failure no layer.vhd is left.
 
     Raises DigestMismatchError, LayerError, InvalidArgumentError (mounts, media type),
     FailedPreconditionError (a layer is there already), UnavailableError (disk full).

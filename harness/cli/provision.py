@@ -11,6 +11,7 @@ from rich.table import Table
 from harness.cli.hosts import HostsArgument, InventoryOption, JsonOption, print_json
 from harness.errors import UsageError
 from harness.hosts.connecting import connect_host
+from harness.hosts.hostagent import SYSTEM
 from harness.hosts.inventory import Inventory
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.hosts.provision import Planned, Provisioner
@@ -54,6 +55,7 @@ def provision(
             python=python,
             least_python=(int(major), int(minor)),
             feature_source=feature_source,
+            agent_user=SYSTEM if host.agent == "SYSTEM" else host.agent,
             smoke=smoke,
         )
         with connect_host(name, host) as winrm:

@@ -33,6 +33,7 @@ from harness.hcs.document import (
     is_scsi_attachment_path,
     parse_scsi_attachment_path,
 )
+from harness.hcs.endings import crash_message_of, exit_reason_of, exit_type_of
 from harness.hcs.grants import FileGrants
 from harness.hcs.hcsapi import HcsApi
 from harness.hcs.hcsdocument import for_hcs
@@ -40,12 +41,9 @@ from harness.hcs.hresult import (
     ALREADY_EXISTS,
     ELEMENT_NOT_FOUND,
     SYSTEM_NOT_FOUND,
-    name_of,
     parse_document,
-    unsigned,
 )
 from harness.hcs.notifications import Notification
-from harness.hcs.panic import PanicScanner
 from harness.hcs.serialpipe import SerialConsole
 from harness.hcs.service import (
     AttachedDisk,
@@ -228,7 +226,7 @@ class HcsSystem:
             self._exited(ExitType.UNEXPECTED, f"HCS knows it no more: {error}")
             return
         if known.get("Stopped") is True or known.get("State") == SystemState.STOPPED.value:
-            self._exited(_exit_type(known.get("ExitType")), "HCS says that it stopped")
+            self._exited(exit_type_of(known.get("ExitType")), "HCS says that it stopped")
 
     def listen(self, port: int) -> StreamEndpoint:
         """Return the address where the consumer of the guest's stream to `port` listens."""
@@ -352,12 +350,12 @@ class HcsSystem:
         document = parse_document(notification.document)
         match notification.type:
             case computecore.EventType.SYSTEM_EXITED:
-                self._exited(_exit_type(document.get("ExitType")), _reason(document))
+                self._exited(exit_type_of(document.get("ExitType")), exit_reason_of(document))
             case (
                 computecore.EventType.SYSTEM_CRASH_INITIATED
                 | computecore.EventType.SYSTEM_CRASH_REPORT
             ):
-                self._crashed(_crash_message(document), document)
+                self._crashed(crash_message_of(document), document)
             case computecore.EventType.SERVICE_DISCONNECT:
                 self._exited(
                     ExitType.UNEXPECTED, "the Host Compute Service (vmcompute) ended, and it too"
@@ -396,30 +394,3 @@ def not_found(system_id: str) -> SystemNotFoundError:
 
 def _is_already_there(error: BaseException) -> bool:
     return isinstance(error, ComputeServiceError) and error.hresult == ALREADY_EXISTS
-
-
-def _exit_type(told: object) -> ExitType:
-    """Return HCS' NotificationType as ours; `None` and `Unknown` are nothing that was asked for."""
-    try:
-        return ExitType(str(told))
-    except ValueError:
-        return ExitType.UNEXPECTED
-
-
-def _reason(document: Mapping[str, Any]) -> str:
-    """Return why a system ended, from its SystemExitStatus."""
-    status = unsigned(int(document.get("Status") or 0))
-    told = f"{document.get('ExitType', 'no exit type')}, status {status:#010x}"
-    return f"{told} {name_of(status)}".strip()
-
-
-def _crash_message(document: Mapping[str, Any]) -> str:
-    """Return a kernel's last words from a CrashReport, else its crash parameters."""
-    log = str(document.get("CrashLog") or "").replace("\r\n", "\n").strip()
-    scanner = PanicScanner()
-    if (found := scanner.feed(log.encode() + b"\n")) is not None:
-        return found
-    if log:
-        return log.splitlines()[-1][-500:]
-    parameters = document.get("CrashParameters") or []
-    return "the guest crashed: " + " ".join(f"{int(each):#x}" for each in parameters)

@@ -1,8 +1,8 @@
 r"""Our agent on a host: installed as a scheduled task, reached through files in the protected root.
 
-The task runs as SYSTEM from `agent\agent.py` in the root, starts with the host, and has no time
-limit. WinRM only relays: the answer to a request is kept by its id, so that a dropped connection
-asks on instead of running it again.
+The task runs as SYSTEM, or as a group managed service account, from `agent\agent.py` in the root,
+starts with the host, and has no time limit. WinRM only relays: the answer to a request is kept by
+its id, so that a dropped connection asks on instead of running it again.
 """
 
 from __future__ import annotations
@@ -34,17 +34,19 @@ _WAIT_S: Final = 20.0
 _POLL_S: Final = 0.1
 
 
-def task_xml(python: str, script: str, folder: str) -> str:
-    """Return the task: SYSTEM, highest privileges, at boot, one instance, no time limit.
+def task_xml(python: str, script: str, folder: str, *, user: str = SYSTEM) -> str:
+    """Return the task: highest privileges, at boot, one instance, no time limit.
 
-    Source: [MS-TSCH] 2.5.
+    `user` is SYSTEM, or a group managed service account: that one logs on with the password that
+    the domain keeps for it, and none is given here. Source: [MS-TSCH] 2.5.
     """
+    logon = "" if user == SYSTEM else "<LogonType>Password</LogonType>"
     arguments = escape(f'-I -u -X utf8 "{script}" "{folder}"')
     return f"""<?xml version="1.0" encoding="UTF-16"?>
 <Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
   <Triggers><BootTrigger><Enabled>true</Enabled></BootTrigger></Triggers>
   <Principals><Principal id="Author">
-    <UserId>{SYSTEM}</UserId><RunLevel>HighestAvailable</RunLevel>
+    <UserId>{escape(user)}</UserId>{logon}<RunLevel>HighestAvailable</RunLevel>
   </Principal></Principals>
   <Settings>
     <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
@@ -66,11 +68,12 @@ def task_xml(python: str, script: str, folder: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HostAgent:
-    """The agent of one host. `python` is the host's own."""
+    """The agent of one host. `python` is the host's own, `user` whom the task runs as."""
 
     winrm: WinRM
     root: ProtectedRoot
     python: str
+    user: str = SYSTEM
 
     @property
     def _folder(self) -> str:
@@ -90,7 +93,7 @@ class HostAgent:
                 source, script, deadline=deadline
             )
         self.stop(deadline=deadline)
-        xml = task_xml(self.python, script, self._folder)
+        xml = task_xml(self.python, script, self._folder, user=self.user)
         self.root.verify(self.winrm, deadline=deadline)
         self.winrm.powershell(
             Command.build(
@@ -133,7 +136,7 @@ class HostAgent:
         return isinstance(task, dict) and task.get("State") == "Running"
 
     def identity(self, *, deadline: Deadline) -> dict[str, Any]:
-        """Return `user`, `pid`, `python`, `executable` and `root` of the agent that runs.
+        """Return `user`, `sid`, `pid`, `python`, `executable` and `root` of the agent that runs.
 
         Paths are those that the agent's own programs take. Raises RemoteError.
         """

@@ -50,6 +50,7 @@ class Assessment:
 class Options:
     """What a host shall be; sizes in bytes. `feature_source` is a path on the host.
 
+    `agent_user` is whom the host agent runs as: SYSTEM, or a group managed service account.
     `smoke` is the backend of the utility VM that proves it: `auto` is the host's own, `off` none.
     """
 
@@ -57,6 +58,7 @@ class Options:
     port: int
     python: str = "python"
     least_python: tuple[int, int] = (3, 12)
+    agent_user: str = "S-1-5-18"
     smoke: str = "auto"
     feature_source: str = ""
     least_memory: int = 8 * GIB
