@@ -8,6 +8,7 @@ reads the other cannot stall.
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import socket
 import threading
@@ -49,16 +50,24 @@ class _Collector(threading.Thread):
     def __init__(self, stream: socket.socket, name: str, sink: Sink | None) -> None:
         super().__init__(name=name, daemon=True)
         self._stream = stream
-        self._parts: list[bytes] = []
-        self._sink = sink or self._parts.append
+        self._collected = io.BytesIO()
+        self._sink = sink
 
     def run(self) -> None:
         with contextlib.suppress(OSError), self._stream:
-            while part := self._stream.recv(_CHUNK):
-                self._sink(part)
+            if self._sink is None:
+                self._collect()
+            else:
+                while part := self._stream.recv(_CHUNK):
+                    self._sink(part)
+
+    def _collect(self) -> None:
+        part = memoryview(bytearray(_CHUNK))  # one for all: fresh memory costs more than a copy
+        while size := self._stream.recv_into(part):
+            self._collected.write(part[:size])
 
     def collected(self) -> bytes:
-        return b"".join(self._parts)
+        return self._collected.getvalue()
 
 
 class GuestProcess:
