@@ -87,6 +87,8 @@ class GuestProcess:
         self._container_id = container_id
         self._stdin = stdin
         self._collectors = dict(collectors)
+        self.completed: Completed | None = None
+        """How it ended, once that was waited for."""
 
     def write_stdin(self, data: bytes) -> None:
         """Send bytes to standard input. Raises BridgeClosedError where the guest is gone."""
@@ -125,7 +127,8 @@ class GuestProcess:
                     f"process {self.process_id} ended but {collector.name} stays open"
                 )
         output = {name: collector.collected() for name, collector in self._collectors.items()}
-        return Completed(code, output.get("stdout", b""), output.get("stderr", b""))
+        self.completed = Completed(code, output.get("stdout", b""), output.get("stderr", b""))
+        return self.completed
 
 
 class ProcessStarter:
