@@ -10,11 +10,12 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.measure import Comparison, Figure
-from harness.containers import Container, ContainerConfig
+from harness.containers import Container, ContainerConfig, ContainerRootfs, disks_of
+from harness.guest.oci import complete_spec
 from harness.hcs.document import ComputeSystem, lcow_document
 from harness.image.build import UvmImage, ensure_image
 from harness.image.cpio import CpioWriter
@@ -24,7 +25,9 @@ from harness.qemu.loop import IoLoop
 from harness.qemu.qmp import QmpCommand
 from harness.qemu.service import QemuComputeService
 from harness.qemu.supervisor import Supervisor
+from harness.sharers import release_sharers, start_sharers
 from harness.uvm import UtilityVm
+from snapshotter import Mount
 from snapshotter.labels import OWNER_KEY, REUSE_SCRATCH
 from snapshotter.scratch.template import ScratchTemplate
 from snapshotter.units import GIB, MIB
@@ -33,6 +36,8 @@ _ROUNDS = 7
 _DISKS = 16
 _ALIVE = 40
 _RELAYED = 64 * MIB  # enough that the start of a process does not count
+_PODS = 4
+_INIT = ContainerConfig(args=("/bin/true",))
 _HELLO = b"hello\n"
 # The least that says something through a virtio port: the kernel, a shell, the port's drivers.
 _NAIVE_INIT = """\
@@ -248,37 +253,86 @@ def _density(service: QemuComputeService, document: ComputeSystem) -> Figure:
 def _pod() -> Iterator[Comparison]:
     mine: list[float] = []
     theirs: list[float] = []
+    runtime: list[float] = []
     with Lab.open() as lab, Lab.open(LabConfig(cold=True)) as naive:
         lab.prepare_template()
-        for _ in range(4):
-            mine.append(_ms(lambda: _run_pod(lab)))
-            theirs.append(_ms(lambda: _run_pod(naive)))
+        for _ in range(_PODS):
+            mine.append(_ms(lambda: _run_pod(lab, _AtOnce())))
+            theirs.append(_ms(lambda: _run_pod(naive, _CallByCall())))
+            runtime.append(_crun_alone(lab))
     yield _comparison(
         "UVM, pod, 3 sharing containers, teardown", mine, "cold, call by call", theirs, 0.35
     )
+    yield _comparison("crun's own: 4 containers run and deleted", runtime, "that pod", mine, None)
 
 
-def _run_pod(lab: Lab) -> None:
-    image = lab.demo_image()
-    names = ["pod", "a", "b", "c"]
-    mounts = {
-        name: lab.snapshotter.prepare(
-            name,
-            image.top,
-            labels=None if name == "pod" else {REUSE_SCRATCH: "true", OWNER_KEY: "pod"},
-        )
-        for name in names
-    }
+class _CallByCall:
+    """Sharers one after the other, as a caller without this harness would."""
+
+    def start(self, vm: UtilityVm, mounts: Mapping[str, Sequence[Mount]]) -> list[Container]:
+        return [
+            Container.start(vm, name, mounts=each, config=_INIT, pod_id="pod")
+            for name, each in mounts.items()
+        ]
+
+    def release(self, containers: Sequence[Container]) -> None:
+        for container in reversed(containers):
+            container.release()
+
+
+class _AtOnce:
+    """Sharers at the same time."""
+
+    def start(self, vm: UtilityVm, mounts: Mapping[str, Sequence[Mount]]) -> list[Container]:
+        return list(start_sharers(vm, mounts, config=_INIT, pod_id="pod").values())
+
+    def release(self, containers: Sequence[Container]) -> None:
+        release_sharers(containers)
+
+
+def _run_pod(lab: Lab, way: _AtOnce | _CallByCall) -> None:
+    mounts = _prepare_pod(lab, "a", "b", "c")
     vm = lab.boot_uvm()
-    config = ContainerConfig(args=("/bin/true",))
-    held = [
-        Container.start(vm, name, mounts=mounts[name], config=config, pod_id="pod")
-        for name in names
-    ]
-    for container in held:
+    owner = Container.start(vm, "pod", mounts=mounts.pop("pod"), config=_INIT)
+    sharers = way.start(vm, mounts)
+    for container in (owner, *sharers):
         assert container.init is not None
         assert container.init.wait().exit_code == 0
-    for container in reversed(held):
-        container.release()
+    way.release(sharers)
+    owner.release()
     vm.close()
     lab.reset()
+
+
+def _prepare_pod(lab: Lab, *sharers: str) -> dict[str, list[Mount]]:
+    top, snapshotter = lab.demo_image().top, lab.snapshotter
+    labels = {REUSE_SCRATCH: "true", OWNER_KEY: "pod"}
+    return {"pod": snapshotter.prepare("pod", top)} | {
+        name: snapshotter.prepare(name, top, labels=labels) for name in sharers
+    }
+
+
+def _crun_alone(lab: Lab) -> float:
+    """Return the time that crun itself takes for four containers, in a copy that ran none yet."""
+    mounts = _prepare_pod(lab)
+    vm = lab.boot_uvm()
+    root = ContainerRootfs(vm.scsi, vm.guest, "pod")
+    root.build(disks_of(mounts["pod"]), "pod", timeout_s=60)
+    spec = complete_spec({"process": {"args": list(_INIT.args), "cwd": "/"}}, root=root.path)
+    bundle = root.path.removesuffix("/rootfs")
+    vm.guest.create_container("pod", spec, bundle=bundle, scratch_dir=root.scratch_directory)
+    crun = "/run/lcowlab/bin/crun --root /run/bench --cgroup-manager cgroupfs"
+    script = (
+        "for name in 1 2 3 4; do"
+        f" {crun} run --detach --bundle {bundle} $name </dev/null >/dev/null &&"
+        f" {crun} delete --force $name || exit 1; done"
+    )
+    # The shell itself is translated before.
+    assert vm.processes.start(["/bin/sh", "-c", "true"]).wait().exit_code == 0
+    began = time.perf_counter()
+    done = vm.processes.start(["/bin/sh", "-c", script]).wait()
+    took = (time.perf_counter() - began) * 1000
+    assert done.exit_code == 0, done.stderr
+    vm.close()
+    lab.reset()
+    return took

@@ -308,6 +308,8 @@ class Container:
         """Kill the init and return how it ended; None where it was never started."""
         if self.init is None:
             return None
+        if self.init.completed is not None:
+            return self.init.completed
         with contextlib.suppress(GuestError):  # it may have ended by itself
             self.init.signal(_KILL)
         return self.init.wait(timeout_s=timeout_s)

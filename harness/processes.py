@@ -8,6 +8,7 @@ reads the other cannot stall.
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import socket
 import threading
@@ -49,16 +50,24 @@ class _Collector(threading.Thread):
     def __init__(self, stream: socket.socket, name: str, sink: Sink | None) -> None:
         super().__init__(name=name, daemon=True)
         self._stream = stream
-        self._parts: list[bytes] = []
-        self._sink = sink or self._parts.append
+        self._collected = io.BytesIO()
+        self._sink = sink
 
     def run(self) -> None:
         with contextlib.suppress(OSError), self._stream:
-            while part := self._stream.recv(_CHUNK):
-                self._sink(part)
+            if self._sink is None:
+                self._collect()
+            else:
+                while part := self._stream.recv(_CHUNK):
+                    self._sink(part)
+
+    def _collect(self) -> None:
+        part = memoryview(bytearray(_CHUNK))  # one for all: fresh memory costs more than a copy
+        while size := self._stream.recv_into(part):
+            self._collected.write(part[:size])
 
     def collected(self) -> bytes:
-        return b"".join(self._parts)
+        return self._collected.getvalue()
 
 
 class GuestProcess:
@@ -78,6 +87,8 @@ class GuestProcess:
         self._container_id = container_id
         self._stdin = stdin
         self._collectors = dict(collectors)
+        self.completed: Completed | None = None
+        """How it ended, once that was waited for."""
 
     def write_stdin(self, data: bytes) -> None:
         """Send bytes to standard input. Raises BridgeClosedError where the guest is gone."""
@@ -116,7 +127,8 @@ class GuestProcess:
                     f"process {self.process_id} ended but {collector.name} stays open"
                 )
         output = {name: collector.collected() for name, collector in self._collectors.items()}
-        return Completed(code, output.get("stdout", b""), output.get("stderr", b""))
+        self.completed = Completed(code, output.get("stdout", b""), output.get("stderr", b""))
+        return self.completed
 
 
 class ProcessStarter:

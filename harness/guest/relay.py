@@ -34,7 +34,7 @@ from harness.guest.errors import GuestFailure
 from harness.guest.system import ChildStdio, Connection
 
 _CHUNK = 8 * MAX_DATA  # whole frames, and many: a round of the loop costs more than the bytes
-_PIPE_SIZE = 256 * 1024
+_PIPE_SIZE = 1024 * 1024  # a writer that is not held up, and few rounds of the loop here
 _MOVE_FROM = 16 * 1024  # bytes; for less, a copy is cheaper than a move
 _SILENT_MS = 1000
 _LINGER_S = 60.0  # how long the host may take to close its half after ours

@@ -35,7 +35,7 @@ _REDIAL_S = 0.1
 _DIAL_ATTEMPTS = 10  # hcsshim's guest tries as often, on ETIMEDOUT alone
 _CHUNK = 32 * 1024  # virtio_console splits there
 _READ_SIZE = 64 * 1024
-_MOVED = 512 * 1024  # twice what a process's pipe holds
+_MOVED = 2 * 1024 * 1024  # twice what a process's pipe holds
 _PAGE = 4096
 
 
@@ -78,7 +78,8 @@ class PipeMover:
     def __init__(self, port: int) -> None:
         self._port = port
         self._source, self._sink = os.pipe()
-        fcntl.fcntl(self._sink, fcntl.F_SETPIPE_SZ, _MOVED)
+        with contextlib.suppress(OSError):  # beyond the limit for those who are not root
+            fcntl.fcntl(self._sink, fcntl.F_SETPIPE_SZ, _MOVED)
 
     def __call__(self, frame: bytes, pipe: int, count: int) -> None:
         """Write `frame`, then `count` bytes of `pipe`, or zeros where its writer took them back."""

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from harness.gcs.mux import (
+    HOST_WINDOW,
     MAX_DATA,
     MAX_FRAME,
-    WINDOW,
     Accepted,
     ChannelGoneError,
     CreditGranted,
@@ -75,24 +75,24 @@ def test_data_before_the_accept_waits_for_credit() -> None:
 
 def test_a_send_takes_no_more_than_the_credit_until_the_peer_consumed() -> None:
     guest, host, channel = opened()
-    assert guest.send(channel, b"x" * (WINDOW + 1000)) == WINDOW
+    assert guest.send(channel, b"x" * (HOST_WINDOW + 1000)) == HOST_WINDOW
     assert guest.send(channel, b"x") == 0
     host.receive(guest.data_to_send())
-    host.consumed(channel, WINDOW)
+    host.consumed(channel, HOST_WINDOW)
     assert guest.receive(host.data_to_send()) == [CreditGranted(channel)]
     assert guest.send(channel, b"x" * 1000) == 1000
 
 
 def test_frames_stay_within_one_virtio_write() -> None:
     guest, _, channel = opened()
-    guest.send(channel, b"x" * WINDOW)
+    guest.send(channel, b"x" * HOST_WINDOW)
     data, sizes = guest.data_to_send(), []
     while data:
         size = 8 + struct.unpack_from("<H", data, 2)[0]
         sizes.append(size)
         data = data[size:]
     assert max(sizes) <= MAX_FRAME
-    assert sum(size - 8 for size in sizes) == WINDOW
+    assert sum(size - 8 for size in sizes) == HOST_WINDOW
 
 
 def test_a_half_closed_channel_still_carries_the_other_direction() -> None:
@@ -162,7 +162,7 @@ def test_the_end_of_the_stream_ends_every_channel() -> None:
         (True, frame(8, 1)),
         (True, frame(9, 1)),
         (True, frame(8, 1, struct.pack("<I", 0))),
-        (True, frame(8, 1, struct.pack("<I", WINDOW + 1))),
+        (True, frame(8, 1, struct.pack("<I", HOST_WINDOW + 1))),
         (True, frame(8, 7, struct.pack("<I", 1))),
         (True, frame(6, 1) + frame(8, 1, struct.pack("<I", 1))),
         (True, frame(4, 1, b"data", reserved=1)),
@@ -188,7 +188,7 @@ def test_a_violation_is_the_peers_fault(to_host: bool, data: bytes) -> None:
 
 def test_a_peer_that_ignores_its_credit_is_caught() -> None:
     _, host, channel = opened()
-    host.receive(frame(4, channel, b"x" * MAX_DATA) * (WINDOW // MAX_DATA))
+    host.receive(frame(4, channel, b"x" * MAX_DATA) * (HOST_WINDOW // MAX_DATA))
     with pytest.raises(MuxViolationError, match="credit"):
         host.receive(frame(4, channel, b"x" * MAX_DATA))
 
@@ -219,11 +219,11 @@ def test_announced_bytes_of_a_channel_that_was_given_up_are_dropped() -> None:
 
 def test_announced_bytes_use_up_credit_and_give_it_back() -> None:
     guest, host, channel = opened()
-    host.receive(guest.promise(channel, WINDOW) + bytes(WINDOW))
+    host.receive(guest.promise(channel, HOST_WINDOW) + bytes(HOST_WINDOW))
     assert guest.credit(channel) == 0
-    host.consumed(channel, WINDOW)
+    host.consumed(channel, HOST_WINDOW)
     assert guest.receive(host.data_to_send()) == [CreditGranted(channel)]
-    assert guest.credit(channel) == WINDOW
+    assert guest.credit(channel) == HOST_WINDOW
 
 
 def test_data_on_a_channel_that_was_not_accepted_is_a_violation() -> None:
@@ -293,7 +293,7 @@ class TwoEndpoints(RuleBasedStateMachine):
             taken = self.ends[end].send(channel, data)
         except ChannelGoneError:
             return
-        assert taken <= WINDOW
+        assert taken <= HOST_WINDOW
         self.sent[end, channel] += data[:taken]
 
     @rule(channel=channels, size=st.integers(1, 300_000))

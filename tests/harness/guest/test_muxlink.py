@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from harness.gcs.mux import (
-    WINDOW,
+    HOST_WINDOW,
     DataReceived,
     Dialed,
     MuxEndpoint,
@@ -122,14 +122,14 @@ def test_a_host_that_does_not_consume_holds_one_sender_and_no_other(
     link, host = ends
     host.consumes = False
     slow, quick = link.dial(2), link.dial(4)
-    sender = threading.Thread(target=slow.send, args=(b"x" * (WINDOW + 1),))
+    sender = threading.Thread(target=slow.send, args=(b"x" * (HOST_WINDOW + 1),))
     sender.start()
-    host.wait(slow.channel, WINDOW)
+    host.wait(slow.channel, HOST_WINDOW)
     quick.send(b"through")
     assert host.wait(quick.channel, 7) == b"through"
     assert sender.is_alive()
     with host.changed:
-        host.mux.consumed(slow.channel, WINDOW)
+        host.mux.consumed(slow.channel, HOST_WINDOW)
         host.flush()
     sender.join(5)
     assert not sender.is_alive()
