@@ -26,9 +26,11 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
+from snapshotter.deletion import Deletion
 from snapshotter.errors import (
     InvalidArgumentError,
     NotFoundError,
@@ -45,11 +47,12 @@ from snapshotter.labels import (
     without_empty,
 )
 from snapshotter.layercache import LayerCache
-from snapshotter.metastore.model import Holder, Info, Kind, Snapshot, Usage
+from snapshotter.metastore.model import Holder, Info, Kind, Snapshot, SnapshotId, Usage
 from snapshotter.metastore.store import (
     DEFAULT_BUSY_TIMEOUT_S,
     MetaStore,
     StoreFullError,
+    Transaction,
 )
 from snapshotter.mounts import Mount, lcow_mounts
 from snapshotter.placement import Placement
@@ -59,12 +62,14 @@ from snapshotter.platform.patience import DEFAULT_BUSY_WAIT_S
 from snapshotter.recovery import follow_moved_root, recover
 from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Owner, Shelf
-from snapshotter.usage import disk_usage
+from snapshotter.usage import EMPTY_INODES, disk_usage
 
 _log = logging.getLogger(__name__)
 
 METADATA_NAME: Final = "metadata.db"
 _STORE_ID: Final = "store-id"
+_NONE: Final = SnapshotId(0)
+"""The number of no snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class Snapshotter:
         busy_wait_s: float,
         links_refused: OSError | None,
         layers: LayerCache | None,
+        delete_later: bool,
     ) -> None:
         self.root = root
         self._store = store
@@ -104,8 +110,9 @@ class Snapshotter:
         self._scratches = scratches
         self._platform = platform
         self._default_scratch_size = default_scratch_size
+        self._deletion = Deletion(platform, later=delete_later)
         self._placement = Placement(
-            *(store, snapshots, scratches, platform),
+            *(store, snapshots, scratches, platform, self._deletion),
             recover=self._recover,
             links_refused=links_refused,
             busy_wait_s=busy_wait_s,
@@ -124,6 +131,7 @@ class Snapshotter:
         busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S,
         busy_wait_s: float = DEFAULT_BUSY_WAIT_S,
         reuse_layers: bool = True,
+        delete_later: bool = False,
         platform: Platform | None = None,
     ) -> Self:
         """Open the store at `root`, and put right what a killed process left there.
@@ -132,9 +140,10 @@ class Snapshotter:
         `scratch_locations` are the absolute directories that the location label may name, or
         name a part of. An operation waits up to `busy_timeout_s` for another one's transaction,
         and up to `busy_wait_s` for files that something has open (on Windows). With
-        `reuse_layers`, a layer that is there already is cloned or linked to. Without `durable`,
-        files are not flushed, which only a test should want. `platform` is this machine's where
-        none is given.
+        `reuse_layers`, a layer that is there already is cloned or linked to. With `delete_later`,
+        the files of removed snapshots are deleted a moment after the call; `cleanup` and `close`
+        wait for that. Without `durable`, files are not flushed, which only a test should want.
+        `platform` is this machine's where none is given.
 
         Raises NotFoundError (no store there and not `create`), InvalidArgumentError (a size or
         location), UnavailableError (not a directory, locked, damaged).
@@ -176,6 +185,7 @@ class Snapshotter:
             busy_wait_s=busy_wait_s,
             links_refused=links_refused,
             layers=LayerCache(base / "layers", snapshots.path, platform) if reuse_layers else None,
+            delete_later=delete_later,
         )
 
     def __enter__(self) -> Self:
@@ -188,6 +198,7 @@ class Snapshotter:
         """Close; a second call does nothing. Every other call then raises UnavailableError."""
         if self.layers is not None:
             self.layers.close()
+        self._deletion.close()
         self._store.close()
         self._owner.leave()
 
@@ -250,16 +261,33 @@ class Snapshotter:
         """
         check_key("name", name)
         while True:
-            with self._store.transaction(write=False) as tx:
-                number = tx.snapshots.check_commit(name, key)
-            usage = self._disk_usage(self._snapshots.entry(number))
-            with self._store.transaction(write=True) as tx:
-                # Another snapshot may have taken the key meanwhile: then measure that one.
-                if tx.snapshots.check_commit(name, key) == number:
-                    # From now on it holds a layer that nothing can make anew.
-                    tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
-                    tx.snapshots.commit(name, key, labels=labels or {}, usage=usage, parent=parent)
-                    return
+            number = self._store.look(lambda tx: tx.snapshots.number(key)) or _NONE
+            usage = Usage() if number == _NONE else self._disk_usage(self._snapshots.entry(number))
+            if self._store.write(
+                partial(self._committed, name, key, labels or {}, parent, number, usage)
+            ):
+                return
+
+    def _committed(
+        self,
+        name: str,
+        key: str,
+        labels: Mapping[str, str],
+        parent: str,
+        number: SnapshotId,
+        usage: Usage,
+        tx: Transaction,
+    ) -> bool:
+        """Whether it is done: another snapshot may have taken the key since it was measured."""
+        committed = tx.snapshots.commit(
+            name, key, labels=labels, usage=usage, parent=parent, only=number
+        )
+        if committed != number:
+            return False
+        if usage.inodes != EMPTY_INODES:
+            # From now on it holds a layer that nothing can make anew.
+            tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
+        return True
 
     def remove(self, key: str) -> None:
         """Remove a snapshot; its scratch disk goes with the last one that uses it.
@@ -272,20 +300,19 @@ class Snapshotter:
         except StoreFullError:
             self._store.reserve.spend()
             self._placement.remove(key)
+            self._deletion.finish()
             self._store.reserve.fill()
 
     def stat(self, key: str) -> Info:
         """What the store knows about a snapshot. Raises NotFoundError."""
-        with self._store.transaction(write=False) as tx:
-            return tx.snapshots.info(key)
+        return self._store.look(lambda tx: tx.snapshots.info(key))
 
     def update(self, info: Info, *fieldpaths: str) -> Info:
         """Set the labels of `info.name`: all of them, or `labels.<key>` each; the new Info.
 
         Raises NotFoundError, InvalidArgumentError (another field).
         """
-        with self._store.transaction(write=True) as tx:
-            return tx.snapshots.update(info, fieldpaths)
+        return self._store.write(lambda tx: tx.snapshots.update(info, fieldpaths))
 
     def usage(self, key: str) -> Usage:
         """Disk space of a snapshot without its parents; zero for a view.
@@ -317,8 +344,7 @@ class Snapshotter:
 
         Raises NotFoundError.
         """
-        with self._store.transaction(write=False) as tx:
-            return tx.snapshots.frame(key)
+        return self._store.look(lambda tx: tx.snapshots.frame(key))
 
     def walk_frames(self, *filters: str) -> Iterator[bytes]:
         """What `walk` gives, as gRPC sends it. Raises as `walk` does."""
@@ -331,6 +357,7 @@ class Snapshotter:
         """
         if self.layers is not None:
             self.layers.sweep()
+        self._deletion.finish()
         return self._recover()
 
     # -- what containerd's interface has no word for

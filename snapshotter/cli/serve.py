@@ -111,6 +111,7 @@ def open_lcow(root: Path, settings: ServiceConfig) -> Backend:
         default_scratch_size=settings.default_scratch_size,
         scratch_locations=settings.scratch_locations,
         reuse_layers=settings.reuse_layers,
+        delete_later=True,
     )
 
 
@@ -124,6 +125,7 @@ def open_linux_host(root: Path, settings: ServiceConfig) -> Backend:
             default_scratch_size=settings.default_scratch_size,
             scratch_locations=settings.scratch_locations,
             reuse_layers=settings.reuse_layers,
+            delete_later=True,
         )
     raise UnimplementedError("mounts for a Linux host: serve them on Linux")
 
