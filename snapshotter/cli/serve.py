@@ -25,6 +25,10 @@ _GRACE_S: Final = 10.0
 _WAKE_S: Final = 0.5
 """A signal may be taken by another thread; the main thread then notices at its next look."""
 
+_SWITCH_S: Final = 0.0005
+"""A tenth of Python's own: the thread that does the work of all others lets go of the interpreter
+with each statement, and should not wait long to have it back."""
+
 
 class Mounts(StrEnum):
     """What the mounts are made for."""
@@ -80,6 +84,7 @@ def serve(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         log_to(sys.stderr, level=log_level.value)
+        sys.setswitchinterval(_SWITCH_S)
         content = ContainerdContent(settings.containerd_address)
         backend = _BACKENDS[mounts](root, settings)
         try:
