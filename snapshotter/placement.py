@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from snapshotter.deletion import Deletion
 from snapshotter.errors import (
@@ -30,7 +31,7 @@ from snapshotter.errors import (
 from snapshotter.filters import Filters, Operator, Selector
 from snapshotter.keys import check_key
 from snapshotter.labels import SNAPSHOT_REF, OwnScratch, ScratchRequest, SharedScratch
-from snapshotter.metastore.model import Kind, Scratch, Snapshot
+from snapshotter.metastore.model import Kind, Scratch, Snapshot, SnapshotId, Usage
 from snapshotter.metastore.store import MetaStore, Transaction
 from snapshotter.mounts import LAYER_NAME, SCRATCH_NAME
 from snapshotter.platform import Platform
@@ -38,8 +39,12 @@ from snapshotter.platform.patience import Patience
 from snapshotter.scratch.sharing import shared_scratch
 from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Shelf, discard
+from snapshotter.usage import EMPTY_INODES, disk_usage
 
 _log = logging.getLogger(__name__)
+
+_NONE: Final = SnapshotId(0)
+"""The number of no snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +215,41 @@ class Placement:
         tx.flush_before_commit(self._scratches.disk(scratch.location, scratch.id), flush)
         shelf = self._scratches.shelf(scratch.location)
         tx.flush_before_commit(shelf.path, shelf.flush)
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str], parent: str) -> None:
+        """Turn the active `key` into the committed `name`. Raises as `Snapshotter.commit` does."""
+        check_key("name", name)
+        while True:
+            with self._store.looking() as tx:
+                number = tx.snapshots.number(key)
+            usage = Usage()
+            if number is not None:
+                usage = disk_usage(self._platform.long(self._snapshots.entry(number)))
+            if self._store.write(
+                partial(self._commit, name, key, labels, parent, number or _NONE, usage)
+            ):
+                return
+
+    def _commit(
+        self,
+        name: str,
+        key: str,
+        labels: Mapping[str, str],
+        parent: str,
+        number: SnapshotId,
+        usage: Usage,
+        tx: Transaction,
+    ) -> bool:
+        """Whether it is done: another snapshot may have taken the key since it was measured."""
+        committed = tx.snapshots.commit(
+            name, key, labels=labels, usage=usage, parent=parent, only=number
+        )
+        if committed != number:
+            return False
+        if usage.inodes != EMPTY_INODES:
+            # From now on it holds a layer that nothing can make anew.
+            tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
+        return True
 
     def remove(self, key: str) -> None:
         """Remove a snapshot, and its scratch disk with the last one that uses it.

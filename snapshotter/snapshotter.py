@@ -26,7 +26,6 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -38,7 +37,7 @@ from snapshotter.errors import (
     UnavailableError,
 )
 from snapshotter.filters import Filters
-from snapshotter.keys import check_key, is_unpack
+from snapshotter.keys import is_unpack
 from snapshotter.labels import (
     DEFAULT_SCRATCH_SIZE,
     ScratchRequest,
@@ -47,12 +46,11 @@ from snapshotter.labels import (
     without_empty,
 )
 from snapshotter.layercache import LayerCache
-from snapshotter.metastore.model import Holder, Info, Kind, Snapshot, SnapshotId, Usage
+from snapshotter.metastore.model import Holder, Info, Kind, Snapshot, Usage
 from snapshotter.metastore.store import (
     DEFAULT_BUSY_TIMEOUT_S,
     MetaStore,
     StoreFullError,
-    Transaction,
 )
 from snapshotter.mounts import Mount, lcow_mounts
 from snapshotter.placement import Placement
@@ -62,14 +60,12 @@ from snapshotter.platform.patience import DEFAULT_BUSY_WAIT_S
 from snapshotter.recovery import follow_moved_root, recover
 from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Owner, Shelf
-from snapshotter.usage import EMPTY_INODES, disk_usage
+from snapshotter.usage import disk_usage
 
 _log = logging.getLogger(__name__)
 
 METADATA_NAME: Final = "metadata.db"
 _STORE_ID: Final = "store-id"
-_NONE: Final = SnapshotId(0)
-"""The number of no snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,35 +255,7 @@ class Snapshotter:
         Raises AlreadyExistsError (name), NotFoundError, FailedPreconditionError (not active),
         InvalidArgumentError.
         """
-        check_key("name", name)
-        while True:
-            number = self._store.look(lambda tx: tx.snapshots.number(key)) or _NONE
-            usage = Usage() if number == _NONE else self._disk_usage(self._snapshots.entry(number))
-            if self._store.write(
-                partial(self._committed, name, key, labels or {}, parent, number, usage)
-            ):
-                return
-
-    def _committed(
-        self,
-        name: str,
-        key: str,
-        labels: Mapping[str, str],
-        parent: str,
-        number: SnapshotId,
-        usage: Usage,
-        tx: Transaction,
-    ) -> bool:
-        """Whether it is done: another snapshot may have taken the key since it was measured."""
-        committed = tx.snapshots.commit(
-            name, key, labels=labels, usage=usage, parent=parent, only=number
-        )
-        if committed != number:
-            return False
-        if usage.inodes != EMPTY_INODES:
-            # From now on it holds a layer that nothing can make anew.
-            tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
-        return True
+        self._placement.commit(name, key, labels or {}, parent)
 
     def remove(self, key: str) -> None:
         """Remove a snapshot; its scratch disk goes with the last one that uses it.
@@ -305,7 +273,8 @@ class Snapshotter:
 
     def stat(self, key: str) -> Info:
         """What the store knows about a snapshot. Raises NotFoundError."""
-        return self._store.look(lambda tx: tx.snapshots.info(key))
+        with self._store.looking() as tx:
+            return tx.snapshots.info(key)
 
     def update(self, info: Info, *fieldpaths: str) -> Info:
         """Set the labels of `info.name`: all of them, or `labels.<key>` each; the new Info.
@@ -344,7 +313,8 @@ class Snapshotter:
 
         Raises NotFoundError.
         """
-        return self._store.look(lambda tx: tx.snapshots.frame(key))
+        with self._store.looking() as tx:
+            return tx.snapshots.frame(key)
 
     def walk_frames(self, *filters: str) -> Iterator[bytes]:
         """What `walk` gives, as gRPC sends it. Raises as `walk` does."""
@@ -409,11 +379,11 @@ class Snapshotter:
         return recover(self._store, self._owner, self._snapshots, self._scratches, self._platform)
 
     def _walk(self, filters: Filters) -> Iterator[Info]:
-        with self._store.transaction(write=False) as tx:
+        with self._store.looking() as tx:
             yield from tx.snapshots.walk(filters)
 
     def _walk_frames(self, filters: Filters) -> Iterator[bytes]:
-        with self._store.transaction(write=False) as tx:
+        with self._store.looking() as tx:
             yield from tx.snapshots.frames(filters)
 
 

@@ -169,35 +169,26 @@ class MetaStore:
             self._lead(operation)
         return operation.result()
 
-    def look(self, query: Callable[[Transaction], Result]) -> Result:
-        """What `query` gives: a single statement, which needs no transaction of its own.
+    @contextmanager
+    def looking(self) -> Iterator[Transaction]:
+        """The tables as last committed, for a single statement: it needs no transaction.
 
-        Raises what it raises, and UnavailableError.
+        Raises UnavailableError.
         """
-        tables = self._take_tables()
-        try:
-            result = query(Transaction(tables))
-        except sqlite3.DatabaseError as error:
-            tables.connection.close()
-            raise self._error(error) from error
-        except BaseException:
-            self._give_back(tables)
-            raise
-        self._give_back(tables)
-        return result
+        with self._errors():
+            tables = self._take_tables()
+            try:
+                yield Transaction(tables)
+            finally:
+                self._end(tables)
 
     @contextmanager
     def _read(self) -> Iterator[Transaction]:
         with self._errors():
             tables = self._take_tables()
-            connection = tables.connection
             try:
-                connection.execute("BEGIN")
-                try:
-                    yield Transaction(tables)
-                finally:
-                    if connection.in_transaction:
-                        connection.execute("COMMIT")
+                tables.connection.execute("BEGIN")
+                yield Transaction(tables)
             finally:
                 self._end(tables)
 
