@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final, Self
 
 from snapshotter.errors import InvalidArgumentError
@@ -93,6 +94,8 @@ class Condition:
 
 _EVERYTHING: Final = Condition("TRUE")
 _NOTHING: Final = Condition("FALSE")
+_MAX_KEPT: Final = 1024
+"""Characters of filters that are kept compiled: a request may bring megabytes."""
 _MAX_SQL_SELECTORS: Final = 200
 """SQLite refuses expressions more than 1000 deep; longer lists are matched in Python."""
 
@@ -106,8 +109,8 @@ class Filters:
     @classmethod
     def parse(cls, *texts: str) -> Self:
         """Compile filter texts. Raises InvalidArgumentError if any of them is malformed."""
-        alternatives = tuple(_Parser(text).filter() for text in texts)
-        return cls() if () in alternatives else cls(alternatives)
+        compiled = _compiled if sum(map(len, texts)) <= _MAX_KEPT else _compiled.__wrapped__
+        return cls(compiled(texts))
 
     def match(self, info: Info) -> bool:
         """Whether the snapshot fits one of the alternatives."""
@@ -125,6 +128,13 @@ class Filters:
             " OR ",
             [_joined(" AND ", list(map(_condition, parts))) for parts in self.alternatives],
         )
+
+
+@lru_cache(maxsize=64)
+def _compiled(texts: tuple[str, ...]) -> tuple[tuple[Selector, ...], ...]:
+    """What `Filters.parse` gives; clients ask for the same few things over and over."""
+    alternatives = tuple(_Parser(text).filter() for text in texts)
+    return () if () in alternatives else alternatives
 
 
 def _joined(word: str, parts: list[Condition]) -> Condition:

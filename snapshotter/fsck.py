@@ -33,6 +33,7 @@ from snapshotter.platform import Platform, local_platform
 from snapshotter.recovery import replace_link
 from snapshotter.shelf import living
 from snapshotter.snapshotter import METADATA_NAME, Snapshotter
+from snapshotter.usage import EMPTY_INODES
 
 _NUMBER: Final = re.compile("[1-9][0-9]*")
 _NEW: Final = re.compile("new-([0-9a-f]+)-[0-9]+")
@@ -272,7 +273,7 @@ class _Look:
 
     def _missing_directory(self, row: Row, directory: Path) -> _Repair:
         explanation = f"snapshot {row.key!r} has no directory {directory}"
-        if row.kind is not Kind.COMMITTED:
+        if row.kind is not Kind.COMMITTED or row.inodes == EMPTY_INODES:
             finding = Finding(
                 *(Problem.MISSING_DIRECTORY, row.key, explanation),
                 "make it again, as every open does",

@@ -64,9 +64,14 @@ def go_json(paths: Sequence[str]) -> str:
     """
     if not paths:
         return "null"
-    text = json.dumps(list(paths), ensure_ascii=False, separators=(",", ":"))
+    text = _encode(list(paths))
+    if _PLAIN.fullmatch(text):
+        return text
     return _LONE_SURROGATE.sub(r"\\ufffd", text.translate(_GO_ESCAPES))
 
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_PLAIN: Final = re.compile("[ !-%'-;=?-~]*")
+"""What Go and Python write alike: ASCII without `&`, `<`, `>`."""
 _GO_ESCAPES: Final = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")

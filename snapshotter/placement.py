@@ -5,8 +5,9 @@
     create   stage directories (slow) -> [ rows, publish ] -> the snapshot
     remove   [ rows, retire ] -> delete directories (slow)
 
-The brackets are the write transaction. A rename in it that meets an open file (on Windows) takes
-everything back; then there is a pause without any lock, and another try, within a bound.
+The brackets are the write transaction. A directory that begins empty is made in there. A rename in
+it that meets an open file (on Windows) takes everything back; then there is a pause without any
+lock, and another try, within a bound.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
+from snapshotter.deletion import Deletion
 from snapshotter.errors import (
     AlreadyExistsError,
     DiskInUseError,
@@ -28,7 +31,7 @@ from snapshotter.errors import (
 from snapshotter.filters import Filters, Operator, Selector
 from snapshotter.keys import check_key
 from snapshotter.labels import SNAPSHOT_REF, OwnScratch, ScratchRequest, SharedScratch
-from snapshotter.metastore.model import Kind, Scratch, Snapshot
+from snapshotter.metastore.model import Kind, Scratch, Snapshot, SnapshotId, Usage
 from snapshotter.metastore.store import MetaStore, Transaction
 from snapshotter.mounts import LAYER_NAME, SCRATCH_NAME
 from snapshotter.platform import Platform
@@ -36,8 +39,12 @@ from snapshotter.platform.patience import Patience
 from snapshotter.scratch.sharing import shared_scratch
 from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Shelf, discard
+from snapshotter.usage import EMPTY_INODES, disk_usage
 
 _log = logging.getLogger(__name__)
+
+_NONE: Final = SnapshotId(0)
+"""The number of no snapshot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +54,9 @@ class _Staged:
     `holds_disk` where the snapshot's own has the disk itself, which nothing can make anew.
     """
 
-    directory: Path | None
-    disk: Path | None
-    holds_disk: bool
+    directory: Path | None = None
+    disk: Path | None = None
+    holds_disk: bool = False
 
 
 class Placement:
@@ -65,6 +72,7 @@ class Placement:
         snapshots: Shelf,
         scratches: ScratchStore,
         platform: Platform,
+        deletion: Deletion,
         *,
         recover: Callable[[], object],
         links_refused: OSError | None,
@@ -74,6 +82,7 @@ class Placement:
         self._snapshots = snapshots
         self._scratches = scratches
         self._platform = platform
+        self._deletion = deletion
         self._recover = recover
         self._links_refused = links_refused
         self._busy_wait_s = busy_wait_s
@@ -92,30 +101,46 @@ class Placement:
         """
         check_key("key", key)
         self._check_links(request)
-        with self._store.transaction(write=False) as tx:
-            # Once before the work, so that what cannot succeed costs nothing, and once more
-            # with the row.
-            tx.snapshots.check_create(key, parent)
-            if isinstance(request, SharedScratch):
-                shared_scratch(tx.scratches, key, request)
-            self._check_not_unpacked(tx, key, parent, labels)
+        try:
+            return self._create(kind, key, parent, labels, request)
+        except UnavailableError:
+            # The disk may be full of what is about to be deleted.
+            if not self._deletion.finish():
+                raise
+        return self._create(kind, key, parent, labels, request)
+
+    def _create(
+        self,
+        kind: Kind,
+        key: str,
+        parent: str,
+        labels: Mapping[str, str],
+        request: ScratchRequest | None,
+    ) -> Snapshot:
+        if request is not None or SNAPSHOT_REF in labels:
+            with self._store.transaction(write=False) as tx:
+                # Once before the work, so that what cannot succeed costs nothing, and once more
+                # with the row.
+                tx.snapshots.check_create(key, parent)
+                if isinstance(request, SharedScratch):
+                    shared_scratch(tx.scratches, key, request)
+                self._check_not_unpacked(tx, key, parent, labels)
         staged: list[Path] = []
         try:
-            disk = None
-            directory = None
-            holds_disk = False
-            if kind is Kind.ACTIVE or not parent:
+            ready = _Staged()
+            if request is not None:
                 directory = self._snapshots.stage()
                 staged.append(directory)
+                ready = _Staged(directory)
             if isinstance(request, OwnScratch):
-                if self._links_refused is not None and directory is not None:
+                if self._links_refused is not None:
                     self._scratches.write(directory, request.size)
                     request = None  # the disk is the snapshot's own file, which nobody shares
-                    holds_disk = True
+                    ready = _Staged(directory, holds_disk=True)
                 else:
                     disk = self._scratches.stage(request.location, request.size)
                     staged.append(disk)
-            ready = _Staged(directory, disk, holds_disk)
+                    ready = _Staged(directory, disk)
             patience = Patience(self._busy_wait_s)
             while True:
                 try:
@@ -140,39 +165,40 @@ class Placement:
 
         After a DiskInUseError that may pass, everything is as it was before.
         """
-        directory, disk = staged.directory, staged.disk
         publishing = False
-        try:
-            with self._store.transaction(write=True) as tx, contextlib.ExitStack() as undo:
-                snapshot = tx.snapshots.create(kind, key, parent, labels)
-                if request is not None:
-                    scratch = self._scratch(tx, key, request)
-                    tx.scratches.hold(snapshot.id, scratch.id, owner=disk is not None)
-                    if disk is not None:
-                        publishing = True
-                        shelf = self._scratches.shelf(scratch.location)
-                        shelf.publish(disk, scratch.id)
-                        undo.callback(shelf.withdraw, scratch.id, disk)
-                    assert directory is not None
-                    self._link(directory, scratch)
-                if directory is None:
+
+        def publish(tx: Transaction) -> Snapshot:
+            nonlocal publishing
+            snapshot = tx.snapshots.create(kind, key, parent, labels)
+            if staged.directory is None:
+                publishing = True
+                if kind is Kind.VIEW and parent:
                     self._snapshots.clear(snapshot.id)
                 else:
-                    publishing = True
-                    self._snapshots.publish(directory, snapshot.id)
-                    if staged.holds_disk:
-                        tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
-                    # Else not flushed: all that it holds so far, recovery can make anew.
-                if request is not None and disk is not None:
-                    # In this order: a file system with a journal writes the rename with the disk,
-                    # and has nothing left to do for the directory.
-                    flush = partial(self._scratches.flush, scratch.location, scratch.id)
-                    tx.flush_before_commit(
-                        self._scratches.disk(scratch.location, scratch.id), flush
-                    )
-                    shelf = self._scratches.shelf(scratch.location)
-                    tx.flush_before_commit(shelf.path, shelf.flush)
+                    self._snapshots.make(snapshot.id)
+                return snapshot
+            with contextlib.ExitStack() as undo:
+                if request is not None:
+                    scratch = self._scratch(tx, key, request)
+                    tx.scratches.hold(snapshot.id, scratch.id, owner=staged.disk is not None)
+                    if staged.disk is not None:
+                        publishing = True
+                        shelf = self._scratches.shelf(scratch.location)
+                        shelf.publish(staged.disk, scratch.id)
+                        undo.callback(shelf.withdraw, scratch.id, staged.disk)
+                    self._link(staged.directory, scratch)
+                publishing = True
+                self._snapshots.publish(staged.directory, snapshot.id)
+                if staged.holds_disk:
+                    tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
+                # Else not flushed: all that it holds so far, recovery can make anew.
+                if request is not None and staged.disk is not None:
+                    self._flush_disk(tx, scratch)
                 undo.pop_all()
+            return snapshot
+
+        try:
+            return self._store.write(publish)
         except DiskInUseError as error:
             if not error.may_pass:
                 self._recover_after_failure()
@@ -181,7 +207,49 @@ class Placement:
             if publishing:
                 self._recover_after_failure()
             raise
-        return snapshot
+
+    def _flush_disk(self, tx: Transaction, scratch: Scratch) -> None:
+        # In this order: a file system with a journal writes the rename with the disk, and has
+        # nothing left to do for the directory.
+        flush = partial(self._scratches.flush, scratch.location, scratch.id)
+        tx.flush_before_commit(self._scratches.disk(scratch.location, scratch.id), flush)
+        shelf = self._scratches.shelf(scratch.location)
+        tx.flush_before_commit(shelf.path, shelf.flush)
+
+    def commit(self, name: str, key: str, labels: Mapping[str, str], parent: str) -> None:
+        """Turn the active `key` into the committed `name`. Raises as `Snapshotter.commit` does."""
+        check_key("name", name)
+        while True:
+            with self._store.looking() as tx:
+                number = tx.snapshots.number(key)
+            usage = Usage()
+            if number is not None:
+                usage = disk_usage(self._platform.long(self._snapshots.entry(number)))
+            if self._store.write(
+                partial(self._commit, name, key, labels, parent, number or _NONE, usage)
+            ):
+                return
+
+    def _commit(
+        self,
+        name: str,
+        key: str,
+        labels: Mapping[str, str],
+        parent: str,
+        number: SnapshotId,
+        usage: Usage,
+        tx: Transaction,
+    ) -> bool:
+        """Whether it is done: another snapshot may have taken the key since it was measured."""
+        committed = tx.snapshots.commit(
+            name, key, labels=labels, usage=usage, parent=parent, only=number
+        )
+        if committed != number:
+            return False
+        if usage.inodes != EMPTY_INODES:
+            # From now on it holds a layer that nothing can make anew.
+            tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
+        return True
 
     def remove(self, key: str) -> None:
         """Remove a snapshot, and its scratch disk with the last one that uses it.
@@ -196,29 +264,35 @@ class Placement:
                 if not error.may_pass or not patience.wait():
                     raise
             else:
-                discard(self._platform, (path for path in retired if path is not None))
+                self._deletion.delete(retired)
                 return
 
-    def _retire(self, key: str) -> list[Path | None]:
+    def _retire(self, key: str) -> list[Path]:
         """Delete the rows and take the directories away, in one transaction; what to delete.
 
         After a DiskInUseError that may pass, everything is as it was before.
         """
-        retired: list[Path | None] = []
         renaming = False
-        try:
-            with self._store.transaction(write=True) as tx, contextlib.ExitStack() as undo:
-                removed = tx.snapshots.remove(key)
-                scratch = tx.scratches.release(removed.id)
-                renaming = True
+
+        def retire(tx: Transaction) -> list[Path]:
+            nonlocal renaming
+            retired: list[Path | None] = []
+            number = tx.snapshots.remove(key)
+            scratch = tx.scratches.release(number)
+            renaming = True
+            with contextlib.ExitStack() as undo:
                 if scratch is not None:
                     # First the one that a utility VM may have attached.
                     shelf = self._scratches.shelf(scratch.location)
                     retired.append(shelf.retire(scratch.id))
                     if retired[-1] is not None:
                         undo.callback(shelf.restore, scratch.id)
-                retired.append(self._snapshots.retire(removed.id))
+                retired.append(self._snapshots.retire(number))
                 undo.pop_all()
+            return [path for path in retired if path is not None]
+
+        try:
+            return self._store.write(retire)
         except DiskInUseError as error:
             if not error.may_pass:
                 self._recover_after_failure()
@@ -227,7 +301,6 @@ class Placement:
             if renaming:
                 self._recover_after_failure()
             raise
-        return retired
 
     def _check_links(self, request: ScratchRequest | None) -> None:
         """Refuse what needs symbolic links, where the system refuses them.

@@ -17,6 +17,7 @@ from snapshotter.platform import Platform
 from snapshotter.platform.patience import patiently
 from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Owner, Shelf, discard
+from snapshotter.usage import EMPTY_INODES
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def recover(
         # Without their rows, the directories of abandoned snapshots are garbage below.
         for info in list(tx.snapshots.walk(Filters.parse(_SESSION_BOUND))):
             if info.labels[SESSION] not in living:
-                tx.scratches.release(tx.snapshots.remove(info.name).id)
+                tx.scratches.release(tx.snapshots.remove(info.name))
                 _log.warning("removed %r, which a killed process left", info.name)
         found = snapshots.recover(tx.snapshots.directories(), living)
         garbage = found.garbage
@@ -61,14 +62,15 @@ def _restore_missing(
     scratches: ScratchStore,
     platform: Platform,
 ) -> None:
-    """Make the directories of active snapshots that a power cut took, and the links in them.
+    """Make the directories of snapshots that a power cut took, and the links in them.
 
-    Prepare does not flush them, Commit does: a committed snapshot without one has lost its layer.
+    Prepare does not flush them. Commit does where they hold something: without its directory such
+    a snapshot has lost its layer.
     """
-    for number, kind in tx.snapshots.with_directory(among=missing):
+    for number, kind, usage in tx.snapshots.with_directory(among=missing):
         if platform.exists(snapshots.entry(number)):
             continue  # put back a moment ago
-        if kind is Kind.COMMITTED:
+        if kind is Kind.COMMITTED and usage.inodes != EMPTY_INODES:
             _log.error("snapshot %s has lost its directory, and its layer with it", number)
             continue
         staged = snapshots.stage()

@@ -3,7 +3,7 @@
 ::
 
     new-<owner>-<n>   being written by a live process, outside any transaction
-        | publish (inside the write transaction that adds the row)
+        | publish (inside the write transaction that adds the row; `make` for an empty entry)
     <number>          an entry; the metastore has its row
         | retire  (inside the write transaction that removes the row)
     rm-<number>       to be deleted once that transaction is committed
@@ -32,7 +32,7 @@ from typing import Final, Self
 
 from filelock import FileLock, Timeout
 
-from snapshotter.errors import DiskInUseError, UnavailableError
+from snapshotter.errors import DiskInUseError, SnapshotterError, UnavailableError
 from snapshotter.platform import Platform
 from snapshotter.platform.patience import patiently
 
@@ -182,12 +182,22 @@ class Shelf:
                 self._platform.rename(entry, self._aside(number))
             self._platform.rename(staged, entry)
         except OSError as error:
-            if self._platform.may_pass(error):
-                raise DiskInUseError(
-                    f"cannot publish {entry}: {error.strerror}; something has a file in it open",
-                    may_pass=True,
-                ) from error
-            raise _refused("publish", entry, error) from error
+            raise self._not_published(entry, error) from error
+
+    def make(self, number: int) -> None:
+        """Make an empty entry, as `publish` would; write lock held, no row committed yet.
+
+        Raises DiskInUseError, UnavailableError.
+        """
+        entry = self.entry(number)
+        try:
+            try:
+                self._platform.make_directory(entry)
+            except FileExistsError:
+                self._platform.rename(entry, self._aside(number))
+                self._platform.make_directory(entry)
+        except OSError as error:
+            raise self._not_published(entry, error) from error
 
     def clear(self, number: int) -> None:
         """Put aside what a killed process left under a number whose row gets no directory.
@@ -241,6 +251,14 @@ class Shelf:
         except OSError as error:
             raise _refused("list", self.path, error) from error
         return frozenset(int(name) for name in names if _NUMBER.fullmatch(name))
+
+    def _not_published(self, entry: Path, error: OSError) -> SnapshotterError:
+        if self._platform.may_pass(error):
+            return DiskInUseError(
+                f"cannot publish {entry}: {error.strerror}; something has a file in it open",
+                may_pass=True,
+            )
+        return _refused("publish", entry, error)
 
     def _move_back(self, moved: Path, origin: Path) -> None:
         try:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from snapshotter.deletion import Deletion
 from snapshotter.errors import (
     InvalidArgumentError,
     NotFoundError,
@@ -36,7 +37,7 @@ from snapshotter.errors import (
     UnavailableError,
 )
 from snapshotter.filters import Filters
-from snapshotter.keys import check_key, is_unpack
+from snapshotter.keys import is_unpack
 from snapshotter.labels import (
     DEFAULT_SCRATCH_SIZE,
     ScratchRequest,
@@ -96,6 +97,7 @@ class Snapshotter:
         busy_wait_s: float,
         links_refused: OSError | None,
         layers: LayerCache | None,
+        delete_later: bool,
     ) -> None:
         self.root = root
         self._store = store
@@ -104,8 +106,9 @@ class Snapshotter:
         self._scratches = scratches
         self._platform = platform
         self._default_scratch_size = default_scratch_size
+        self._deletion = Deletion(platform, later=delete_later)
         self._placement = Placement(
-            *(store, snapshots, scratches, platform),
+            *(store, snapshots, scratches, platform, self._deletion),
             recover=self._recover,
             links_refused=links_refused,
             busy_wait_s=busy_wait_s,
@@ -124,6 +127,7 @@ class Snapshotter:
         busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S,
         busy_wait_s: float = DEFAULT_BUSY_WAIT_S,
         reuse_layers: bool = True,
+        delete_later: bool = False,
         platform: Platform | None = None,
     ) -> Self:
         """Open the store at `root`, and put right what a killed process left there.
@@ -132,9 +136,10 @@ class Snapshotter:
         `scratch_locations` are the absolute directories that the location label may name, or
         name a part of. An operation waits up to `busy_timeout_s` for another one's transaction,
         and up to `busy_wait_s` for files that something has open (on Windows). With
-        `reuse_layers`, a layer that is there already is cloned or linked to. Without `durable`,
-        files are not flushed, which only a test should want. `platform` is this machine's where
-        none is given.
+        `reuse_layers`, a layer that is there already is cloned or linked to. With `delete_later`,
+        the files of removed snapshots are deleted a moment after the call; `cleanup` and `close`
+        wait for that. Without `durable`, files are not flushed, which only a test should want.
+        `platform` is this machine's where none is given.
 
         Raises NotFoundError (no store there and not `create`), InvalidArgumentError (a size or
         location), UnavailableError (not a directory, locked, damaged).
@@ -176,6 +181,7 @@ class Snapshotter:
             busy_wait_s=busy_wait_s,
             links_refused=links_refused,
             layers=LayerCache(base / "layers", snapshots.path, platform) if reuse_layers else None,
+            delete_later=delete_later,
         )
 
     def __enter__(self) -> Self:
@@ -188,6 +194,7 @@ class Snapshotter:
         """Close; a second call does nothing. Every other call then raises UnavailableError."""
         if self.layers is not None:
             self.layers.close()
+        self._deletion.close()
         self._scratches.close()
         self._store.close()
         self._owner.leave()
@@ -249,18 +256,7 @@ class Snapshotter:
         Raises AlreadyExistsError (name), NotFoundError, FailedPreconditionError (not active),
         InvalidArgumentError.
         """
-        check_key("name", name)
-        while True:
-            with self._store.transaction(write=False) as tx:
-                number = tx.snapshots.check_commit(name, key)
-            usage = self._disk_usage(self._snapshots.entry(number))
-            with self._store.transaction(write=True) as tx:
-                # Another snapshot may have taken the key meanwhile: then measure that one.
-                if tx.snapshots.check_commit(name, key) == number:
-                    # From now on it holds a layer that nothing can make anew.
-                    tx.flush_before_commit(self._snapshots.path, self._snapshots.flush)
-                    tx.snapshots.commit(name, key, labels=labels or {}, usage=usage, parent=parent)
-                    return
+        self._placement.commit(name, key, labels or {}, parent)
 
     def remove(self, key: str) -> None:
         """Remove a snapshot; its scratch disk goes with the last one that uses it.
@@ -273,11 +269,12 @@ class Snapshotter:
         except StoreFullError:
             self._store.reserve.spend()
             self._placement.remove(key)
+            self._deletion.finish()
             self._store.reserve.fill()
 
     def stat(self, key: str) -> Info:
         """What the store knows about a snapshot. Raises NotFoundError."""
-        with self._store.transaction(write=False) as tx:
+        with self._store.looking() as tx:
             return tx.snapshots.info(key)
 
     def update(self, info: Info, *fieldpaths: str) -> Info:
@@ -285,8 +282,7 @@ class Snapshotter:
 
         Raises NotFoundError, InvalidArgumentError (another field).
         """
-        with self._store.transaction(write=True) as tx:
-            return tx.snapshots.update(info, fieldpaths)
+        return self._store.write(lambda tx: tx.snapshots.update(info, fieldpaths))
 
     def usage(self, key: str) -> Usage:
         """Disk space of a snapshot without its parents; zero for a view.
@@ -318,7 +314,7 @@ class Snapshotter:
 
         Raises NotFoundError.
         """
-        with self._store.transaction(write=False) as tx:
+        with self._store.looking() as tx:
             return tx.snapshots.frame(key)
 
     def walk_frames(self, *filters: str) -> Iterator[bytes]:
@@ -332,6 +328,7 @@ class Snapshotter:
         """
         if self.layers is not None:
             self.layers.sweep()
+        self._deletion.finish()
         return self._recover()
 
     # -- what containerd's interface has no word for
@@ -388,11 +385,11 @@ class Snapshotter:
         return recover(self._store, self._owner, self._snapshots, self._scratches, self._platform)
 
     def _walk(self, filters: Filters) -> Iterator[Info]:
-        with self._store.transaction(write=False) as tx:
+        with self._store.looking() as tx:
             yield from tx.snapshots.walk(filters)
 
     def _walk_frames(self, filters: Filters) -> Iterator[bytes]:
-        with self._store.transaction(write=False) as tx:
+        with self._store.looking() as tx:
             yield from tx.snapshots.frames(filters)
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+from typing import Final
 
 from snapshotter.metastore.model import Usage
 
 _BLOCK = 512
 """Unit of st_blocks, whatever the file system's own block size is (POSIX stat)."""
+
+EMPTY_INODES: Final = 1
+"""The inodes of a directory with nothing in it: its own."""
 
 
 def disk_usage(directory: Path) -> Usage:
@@ -19,17 +24,18 @@ def disk_usage(directory: Path) -> Usage:
     """
     seen: set[tuple[int, int]] = set()
     size = 0
-    pending = [directory]
+    pending = [os.fspath(directory)]
     while pending:
         path = pending.pop()
         try:
-            status = path.lstat()
+            status = os.lstat(path)
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
             size += _allocated(status)
-            if path.is_dir() and not path.is_symlink():
-                pending.extend(path.iterdir())
+            if stat.S_ISDIR(status.st_mode):
+                names = os.listdir(path)  # noqa: PTH208 (texts: there may be very many)
+                pending.extend(os.path.join(path, name) for name in names)
         except FileNotFoundError:
             continue
     return Usage(size, len(seen))

@@ -25,6 +25,9 @@ _GRACE_S: Final = 10.0
 _WAKE_S: Final = 0.5
 """A signal may be taken by another thread; the main thread then notices at its next look."""
 
+_SWITCH_S: Final = 0.0005
+"""A tenth of Python's own: the thread that does the work of all others lets go of the interpreter
+with each statement, and should not wait long to have it back."""
 
 _STOPPING: Final = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK") if hasattr(signal, name)
@@ -91,6 +94,7 @@ def serve(
         for number in _STOPPING:
             signal.signal(number, lambda *_: stop.set())
         log_to(sys.stderr, level=log_level.value)
+        sys.setswitchinterval(_SWITCH_S)
         content: ContentStore = (
             ContainerdContent(settings.containerd_address)
             if settings.containerd_content is None
@@ -126,6 +130,7 @@ def open_lcow(root: Path, settings: ServiceConfig) -> Backend:
         default_scratch_size=settings.default_scratch_size,
         scratch_locations=settings.scratch_locations,
         reuse_layers=settings.reuse_layers,
+        delete_later=True,
     )
 
 
@@ -139,6 +144,7 @@ def open_linux_host(root: Path, settings: ServiceConfig) -> Backend:
             default_scratch_size=settings.default_scratch_size,
             scratch_locations=settings.scratch_locations,
             reuse_layers=settings.reuse_layers,
+            delete_later=True,
         )
     raise UnimplementedError("mounts for a Linux host: serve them on Linux")
 

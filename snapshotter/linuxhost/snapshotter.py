@@ -83,6 +83,7 @@ class LinuxHostSnapshotter:
         scratch_locations: Sequence[str | os.PathLike[str]] = (),
         durable: bool = True,
         reuse_layers: bool = True,
+        delete_later: bool = False,
     ) -> Self:
         """Open the store at `root` as `Snapshotter.open` does, for mounts on this machine.
 
@@ -100,6 +101,7 @@ class LinuxHostSnapshotter:
             scratch_locations=scratch_locations,
             durable=durable,
             reuse_layers=reuse_layers,
+            delete_later=delete_later,
         )
         return cls.adopt(store)
 

@@ -16,7 +16,10 @@ from snapshotter.metastore.schema import APPLICATION_ID
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A snapshot, the scratch disk that it holds, and the diff ID in its labels."""
+    """A snapshot, the scratch disk that it holds, and the diff ID in its labels.
+
+    `inodes` is what its commit recorded.
+    """
 
     id: SnapshotId
     key: str
@@ -25,6 +28,7 @@ class Row:
     children: int
     scratch: ScratchId | None
     diff_id: str
+    inodes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +78,12 @@ def _rows(connection: sqlite3.Connection, diff_id_label: str) -> Iterator[Row]:
     found = connection.execute(
         """SELECT s.id, s.key, s.kind, s.parent_id,
             (SELECT count(*) FROM snapshot c WHERE c.parent_id = s.id), h.scratch_id,
-            coalesce((SELECT value FROM label WHERE snapshot_id = s.id AND name = ?), '')
+            coalesce((SELECT value FROM label WHERE snapshot_id = s.id AND name = ?), ''), s.inodes
         FROM snapshot s LEFT JOIN share h ON h.snapshot_id = s.id ORDER BY s.id""",
         (diff_id_label,),
     )
-    for number, key, kind, parent, children, scratch, diff_id in found:
-        yield Row(number, key, Kind(kind), parent, children, scratch, diff_id)
+    for number, key, kind, parent, children, scratch, diff_id, inodes in found:
+        yield Row(number, key, Kind(kind), parent, children, scratch, diff_id, inodes)
 
 
 def _store_id(connection: sqlite3.Connection) -> str:

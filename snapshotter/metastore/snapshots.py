@@ -90,23 +90,31 @@ class Snapshots:
         self._set_labels(number, kept)
         return Snapshot(number, kind, self._ancestors(parent_id))
 
-    def check_commit(self, name: str, key: str) -> SnapshotId:
-        """The number of the active `key`, after the checks of `commit` that need no parent.
-
-        Raises AlreadyExistsError (name), NotFoundError, FailedPreconditionError (not active).
-        """
-        return self._committable(name, key).id
+    def number(self, key: str) -> SnapshotId | None:
+        """The number of the snapshot with this key, if there is one."""
+        row = self._find(key)
+        return None if row is None else row.id
 
     def commit(
-        self, name: str, key: str, *, labels: Mapping[str, str], usage: Usage, parent: str = ""
+        self,
+        name: str,
+        key: str,
+        *,
+        labels: Mapping[str, str],
+        usage: Usage,
+        parent: str = "",
+        only: SnapshotId | None = None,
     ) -> SnapshotId:
         """Make the active `key` the committed `name`: labels replaced, both times set to now.
 
         An active snapshot without a parent may be given `parent` (containerd 2.2's rebase).
+        Where `only` is given and the number is another one, nothing is done; it is returned.
         Raises AlreadyExistsError (name), NotFoundError (key, parent), FailedPreconditionError
         (`key` not active, `parent` not committed), InvalidArgumentError (another parent).
         """
         row = self._committable(name, key)
+        if only is not None and row.id != only:
+            return row.id
         parent_id = row.parent_id
         if parent:
             parent_id = self._rebased(key, row, parent)
@@ -125,8 +133,8 @@ class Snapshots:
         self._replace_labels(row.id, kept)
         return row.id
 
-    def remove(self, key: str) -> Snapshot:
-        """Remove a snapshot of any kind and return what it was.
+    def remove(self, key: str) -> SnapshotId:
+        """Remove a snapshot of any kind, and the number that it had.
 
         Raises NotFoundError, FailedPreconditionError (it has children).
         """
@@ -138,9 +146,8 @@ class Snapshots:
             raise FailedPreconditionError(
                 f"cannot remove snapshot {key!r} with child; remove {child[0]!r} first"
             )
-        removed = Snapshot(row.id, row.kind, self._ancestors(row.parent_id))
         self._connection.execute("DELETE FROM snapshot WHERE id = ?", (row.id,))
-        return removed
+        return row.id
 
     def update(self, info: Info, fieldpaths: Sequence[str]) -> Info:
         """Set labels and return the result; all labels without field paths.
@@ -233,17 +240,21 @@ class Snapshots:
             raise _missing(key)
         return SnapshotId(row[0]), Kind(row[1]), Usage(row[2], row[3])
 
-    def with_directory(self, *, among: Iterable[int]) -> list[tuple[SnapshotId, Kind]]:
+    def with_directory(self, *, among: Iterable[int]) -> list[tuple[SnapshotId, Kind, Usage]]:
         """The snapshots of these numbers that have a directory of their own, oldest first.
 
-        A view of a parent has none.
+        The usage is what their commit recorded. A view of a parent has no directory.
         """
         rows = self._connection.execute(
-            "SELECT id, kind FROM snapshot WHERE id IN (SELECT value FROM json_each(?))"
+            "SELECT id, kind, size, inodes FROM snapshot"
+            " WHERE id IN (SELECT value FROM json_each(?))"
             " AND (kind <> ? OR parent_id IS NULL) ORDER BY id",
             (json.dumps(list(among)), Kind.VIEW),
         )
-        return [(SnapshotId(number), Kind(kind)) for number, kind in rows]
+        return [
+            (SnapshotId(number), Kind(kind), Usage(size, inodes))
+            for number, kind, size, inodes in rows
+        ]
 
     def directories(self) -> frozenset[int]:
         """The numbers of all snapshots that have a directory; a view of a parent has none."""

@@ -3,14 +3,16 @@
 One writer at a time over all processes; readers see the last committed state and never wait
 for it (WAL). A commit that returned survives a power cut (synchronous=FULL).
 
-Threads that write at the same time share one SQLite transaction and its flush (group commit)::
+Threads that `write` at the same time share one SQLite transaction and its flush (group commit),
+and one of them does the work of all, so that no other has to wake up in between::
 
-    thread 1  BEGIN IMMEDIATE ...       -- somebody waits: hand on, wait for COMMIT
-    thread 2  SAVEPOINT ... RELEASE     -- somebody waits: hand on, wait for COMMIT
-    thread 3  SAVEPOINT ... RELEASE     -- nobody waits: COMMIT, and all three return
+    leader    BEGIN IMMEDIATE, its own operation
+              SAVEPOINT, the operation of another one that waits, RELEASE     -- as long as one does
+              COMMIT, wake them
+    others    wait
 
-Each sees what the ones before it did. One that raises undoes its own part alone; where COMMIT
-fails, all of them fail.
+Each operation sees what the ones before it did. One that raises undoes its own part alone, and
+its thread gets the error; where COMMIT fails, all of them fail.
 """
 
 from __future__ import annotations
@@ -20,17 +22,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Generic, Self, TypeVar, cast
 
-from snapshotter.errors import SnapshotterError, UnavailableError
+from snapshotter.errors import UnavailableError
 from snapshotter.metastore.properties import Properties
 from snapshotter.metastore.reserve import Reserve
 from snapshotter.metastore.schema import migrate
 from snapshotter.metastore.scratches import Scratches
 from snapshotter.metastore.snapshots import Snapshots
-from snapshotter.metastore.turns import Turns
+from snapshotter.metastore.turns import Standing, Ticket, Turns
+
+Result = TypeVar("Result")
 
 DEFAULT_BUSY_TIMEOUT_S: Final = 10.0
 _IDLE_CONNECTIONS: Final = 8
@@ -44,14 +47,16 @@ class StoreFullError(UnavailableError):
     """No space for the metadata; `MetaStore.reserve` has a little."""
 
 
-@dataclass(frozen=True, slots=True)
 class Transaction:
     """The tables, as one transaction sees them."""
 
-    snapshots: Snapshots
-    scratches: Scratches
-    properties: Properties
-    _flushes: dict[Path, Callable[[], None]]
+    __slots__ = ("_flushes", "properties", "scratches", "snapshots")
+
+    def __init__(self, tables: _Tables) -> None:
+        self.snapshots = tables.snapshots
+        self.scratches = tables.scratches
+        self.properties = tables.properties
+        self._flushes: dict[Path, Callable[[], None]] = {}
 
     def flush_before_commit(self, path: Path, flush: Callable[[], None]) -> None:
         """Have `flush` called once before the commit, however many ask for this path.
@@ -60,24 +65,49 @@ class Transaction:
         """
         self._flushes[path] = flush
 
+    def flush(self) -> None:
+        """Call what `flush_before_commit` was given."""
+        for flush in self._flushes.values():
+            flush()
 
-@dataclass(slots=True)
-class _Group:
-    """Threads whose changes are committed together, and how that ended."""
 
-    connection: sqlite3.Connection
-    flushes: dict[Path, Callable[[], None]] = field(default_factory=dict)
-    members: int = 0
-    ended: threading.Event = field(default_factory=threading.Event)
-    failure: Exception | None = None
+class _Tables:
+    """A connection and the tables in it; one thread at a time has it."""
 
-    def transaction(self) -> Transaction:
-        return Transaction(
-            Snapshots(self.connection),
-            Scratches(self.connection),
-            Properties(self.connection),
-            self.flushes,
-        )
+    __slots__ = ("connection", "properties", "scratches", "snapshots")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.snapshots = Snapshots(connection)
+        self.scratches = Scratches(connection)
+        self.properties = Properties(connection)
+
+
+class _Operation(Generic[Result]):
+    """What a thread wants done in a write transaction, and what came of it."""
+
+    __slots__ = ("_body", "_result", "error")
+
+    def __init__(self, body: Callable[[Transaction], Result]) -> None:
+        self._body = body
+        self._result: Result | None = None
+        self.error: BaseException | None = None
+
+    def run(self, transaction: Transaction) -> None:
+        self._result = self._body(transaction)
+
+    def result(self) -> Result:
+        """What the body gave. Raises what it raised, or why it was not committed."""
+        if self.error is not None:
+            raise self.error
+        return cast("Result", self._result)
+
+    def not_committed(self, failure: Exception) -> None:
+        """Fail, where the body did not by itself."""
+        if self.error is None:
+            # An exception of its own for each thread.
+            self.error = type(failure)(str(failure))
+            self.error.__cause__ = failure
 
 
 class MetaStore:
@@ -87,10 +117,9 @@ class MetaStore:
         self.path = path
         self.reserve = Reserve(path.with_suffix(".reserve"))
         self._busy_timeout_s = busy_timeout_s
-        self._turns = Turns()
-        self._group: _Group | None = None  # belongs to the thread whose turn it is
+        self._turns: Turns[_Operation[Any]] = Turns()
         self._idle_lock = threading.Lock()
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[_Tables] = []
         self._closed = False
 
     @classmethod
@@ -105,7 +134,7 @@ class MetaStore:
             except BaseException:
                 connection.close()
                 raise
-        store._give_back(connection)
+        store._give_back(_Tables(connection))
         store.reserve.fill()
         return store
 
@@ -114,8 +143,8 @@ class MetaStore:
         with self._idle_lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        for tables in idle:
+            tables.connection.close()
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[Transaction]:
@@ -128,141 +157,163 @@ class MetaStore:
         with self._write() if write else self._read() as transaction:
             yield transaction
 
+    def write(self, body: Callable[[Transaction], Result]) -> Result:
+        """What `body` gives, called once in a write transaction that is then committed.
+
+        Another thread may call it. Where it raises, what it did is undone. It must not start
+        another transaction. Raises what it raises, and UnavailableError as `transaction` does.
+        """
+        operation = _Operation(body)
+        ticket: Ticket[_Operation[Any]] = Ticket(operation)
+        if self._enter(ticket):
+            self._lead(operation)
+        return operation.result()
+
+    @contextmanager
+    def looking(self) -> Iterator[Transaction]:
+        """The tables as last committed, for a single statement: it needs no transaction.
+
+        Raises UnavailableError.
+        """
+        with self._errors():
+            tables = self._take_tables()
+            try:
+                yield Transaction(tables)
+            finally:
+                self._end(tables)
+
     @contextmanager
     def _read(self) -> Iterator[Transaction]:
-        with self._errors(), self._connection() as connection:
-            connection.execute("BEGIN")
+        with self._errors():
+            tables = self._take_tables()
             try:
-                yield _Group(connection).transaction()
+                tables.connection.execute("BEGIN")
+                yield Transaction(tables)
             finally:
-                if connection.in_transaction:
-                    connection.execute("COMMIT")
+                self._end(tables)
 
     @contextmanager
     def _write(self) -> Iterator[Transaction]:
-        if not self._turns.take(timeout_s=self._busy_timeout_s, abandon=self._abandon_turn):
+        self._enter(Ticket(None))  # without work, so that it leads
+        try:
+            tables = self._begin()
+            try:
+                with self._errors():
+                    transaction = Transaction(tables)
+                    yield transaction
+                    transaction.flush()
+                    tables.connection.execute("COMMIT")
+            finally:
+                self._end(tables)
+        finally:
+            self._turns.pass_on()
+
+    def _enter(self, ticket: Ticket[_Operation[Any]]) -> bool:
+        """Wait, and whether to lead; else the work is done."""
+        standing = self._turns.enter(ticket, timeout_s=self._busy_timeout_s)
+        if standing is Standing.GONE:
             raise self._locked()
-        group = self._group
-        if group is None:
+        return standing is Standing.LEADS
+
+    def _lead(self, first: _Operation[Any]) -> None:
+        """Do the operation, and those that wait meanwhile, and commit; see there for errors."""
+        others: list[Ticket[_Operation[Any]]] = []
+        failure: Exception | None = None
+        try:
+            tables = self._begin()
             try:
-                group = self._group = self._begin()
-            except BaseException:
-                self._turns.free()
-                raise
-        connection = group.connection
-        first = group.members == 0
-        try:
-            with self._errors():
-                if not first:
-                    connection.execute("SAVEPOINT member")
-                yield group.transaction()
-                if not first:
-                    connection.execute("RELEASE member")
-            group.members += 1
-        except BaseException as error:
-            if first:
-                self._end_group(group)
-            else:
-                self._undo_member(group, error)
-                self._end_turn(group)
-            raise
-        self._end_turn(group)
-        group.ended.wait()
-        if group.failure is not None:
-            # An exception of its own for each thread.
-            raise type(group.failure)(str(group.failure)) from group.failure
-
-    def _begin(self) -> _Group:
-        with self._errors():
-            connection = self._take_connection()
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-            except BaseException:
-                connection.close()
-                raise
-        return _Group(connection)
-
-    def _undo_member(self, group: _Group, error: BaseException) -> None:
-        """Undo what one member did, and nothing of the others."""
-        try:
-            if group.connection.in_transaction:
-                group.connection.execute("ROLLBACK TO member")
-                group.connection.execute("RELEASE member")
-                return
-        except sqlite3.Error as failure:
-            error = failure
-        # After some errors, such as a full disk, SQLite has rolled back everything by itself.
-        if isinstance(error, sqlite3.DatabaseError):
-            group.failure = self._error(error)
-        else:
-            group.failure = UnavailableError(f"the store {self.path} failed: {error}; try again")
-
-    def _end_turn(self, group: _Group) -> None:
-        """Hand on, where somebody waits, or commit."""
-        if group.failure is None and group.members < _MAX_GROUP and self._turns.hand_on():
-            return
-        try:
-            if group.failure is None:
-                for flush in group.flushes.values():
-                    flush()
-                group.connection.execute("COMMIT")
-        except (SnapshotterError, *_BUGS) as error:
-            group.failure = error
+                transaction = Transaction(tables)
+                try:
+                    first.run(transaction)
+                except _BUGS:
+                    raise
+                except sqlite3.DatabaseError as error:
+                    raise self._error(error) from error
+                self._run_others(tables.connection, transaction, others)
+                transaction.flush()
+                tables.connection.execute("COMMIT")
+            finally:
+                self._end(tables)
         except sqlite3.DatabaseError as error:
-            group.failure = self._error(error)
+            failure = error if isinstance(error, _BUGS) else self._error(error)
+        except Exception as error:  # noqa: BLE001, for whoever asked for it
+            failure = error
         except BaseException as error:
-            group.failure = UnavailableError(f"the store {self.path} failed: {error}; try again")
+            failure = UnavailableError(f"the store {self.path} was interrupted; try again")
+            failure.__cause__ = error
             raise
         finally:
-            self._end_group(group)
+            # The next leader first: it can begin while the others are woken.
+            self._turns.pass_on()
+            for ticket in others:
+                if failure is not None and ticket.work is not None:
+                    ticket.work.not_committed(failure)
+                ticket.wake()
+        first.error = failure
 
-    def _end_group(self, group: _Group) -> None:
-        """Roll back what is not committed, and let the members go, and the next group begin."""
+    def _run_others(
+        self,
+        connection: sqlite3.Connection,
+        transaction: Transaction,
+        taken: list[Ticket[_Operation[Any]]],
+    ) -> None:
+        """Do the work of those who wait, each in a savepoint; they are added to `taken`.
+
+        Raises UnavailableError where one of them took the whole transaction with it.
+        """
+        while len(taken) < _MAX_GROUP and (ticket := self._turns.take()) is not None:
+            taken.append(ticket)
+            operation = ticket.work
+            assert operation is not None, "only tickets with work are taken"
+            connection.execute("SAVEPOINT member")
+            try:
+                operation.run(transaction)
+            except Exception as error:
+                known = self._known(error)
+                operation.error = known
+                if not connection.in_transaction:
+                    # After some errors, such as a full disk, SQLite rolls back all by itself.
+                    raise self._lost(known) from error
+                connection.execute("ROLLBACK TO member")
+            connection.execute("RELEASE member")
+
+    def _begin(self) -> _Tables:
+        tables = self._take_tables()
         try:
-            if group.connection.in_transaction:
-                group.connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            group.connection.close()
-        else:
-            self._give_back(group.connection)
-        finally:
-            self._group = None
-            self._turns.free()
-            group.ended.set()
-
-    def _abandon_turn(self) -> None:
-        if self._group is None:
-            self._turns.free()
-        else:
-            self._end_turn(self._group)
-
-    @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        connection = self._take_connection()
-        try:
-            yield connection
+            tables.connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.DatabaseError as error:
+            tables.connection.close()
+            raise self._error(error) from error
         except BaseException:
-            if connection.in_transaction:
-                connection.close()
-            else:
-                self._give_back(connection)
+            tables.connection.close()
             raise
-        self._give_back(connection)
+        return tables
 
-    def _take_connection(self) -> sqlite3.Connection:
+    def _end(self, tables: _Tables) -> None:
+        """Roll back what is not committed, and keep the connection where it is sound."""
+        try:
+            if tables.connection.in_transaction:
+                tables.connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            tables.connection.close()
+        else:
+            self._give_back(tables)
+
+    def _take_tables(self) -> _Tables:
         with self._idle_lock:
             if self._closed:
                 raise UnavailableError(f"the store {self.path} is closed; open it again")
             if self._idle:
                 return self._idle.pop()
-        return self._connect()
+        with self._errors():
+            return _Tables(self._connect())
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _give_back(self, tables: _Tables) -> None:
         with self._idle_lock:
             if not self._closed and len(self._idle) < _IDLE_CONNECTIONS:
-                self._idle.append(connection)
+                self._idle.append(tables)
                 return
-        connection.close()
+        tables.connection.close()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -301,6 +352,20 @@ class MetaStore:
 
     def _error(self, error: sqlite3.DatabaseError) -> UnavailableError:
         return self._locked() if _is_busy(error) else self._failed(error)
+
+    def _known(self, error: Exception) -> Exception:
+        """An error as whoever wrote may see it."""
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, _BUGS):
+            known = self._error(error)
+            known.__cause__ = error
+            return known
+        return error
+
+    def _lost(self, error: Exception) -> UnavailableError:
+        """Why a group is not committed one member of which met `error`."""
+        if isinstance(error, UnavailableError):
+            return error
+        return UnavailableError(f"the store {self.path} failed: {error}; try again")
 
     def _locked(self) -> UnavailableError:
         return UnavailableError(

@@ -31,15 +31,28 @@ def info_frame(info: Info) -> bytes:
 
     Labels are in the byte order of their names, so that equal Infos give equal bytes.
     """
-    message = bytearray()
-    message += _text(1, info.name)
-    message += _text(2, info.parent)
-    message += _number(3, int(info.kind))
-    message += _delimited(4, _timestamp(info.created_ns))
-    message += _delimited(5, _timestamp(info.updated_ns))
-    for name in sorted(info.labels):
-        message += _delimited(6, _text(1, name) + _text(2, info.labels[name]))
-    return _delimited(1, bytes(message))
+    created = _timestamp(info.created_ns)
+    updated = created if info.updated_ns == info.created_ns else _timestamp(info.updated_ns)
+    parts = [
+        text(1, info.name),
+        text(2, info.parent),
+        _number(3, int(info.kind)),
+        delimited(4, created),
+        delimited(5, updated),
+    ]
+    labels = info.labels
+    parts += [delimited(6, text(1, name) + text(2, labels[name])) for name in sorted(labels)]
+    return delimited(1, b"".join(parts))
+
+
+def text(field: int, value: str) -> bytes:
+    """A field of type string; nothing for an empty one."""
+    return delimited(field, value.encode()) if value else b""
+
+
+def delimited(field: int, data: bytes) -> bytes:
+    """A field whose value has a length: an encoded message, a string, bytes."""
+    return _KEYS[field] + _varint(len(data)) + data
 
 
 def _timestamp(nanoseconds: int) -> bytes:
@@ -48,23 +61,22 @@ def _timestamp(nanoseconds: int) -> bytes:
     return _number(1, seconds) + _number(2, rest)
 
 
-def _text(field: int, text: str) -> bytes:
-    return _delimited(field, text.encode()) if text else b""
-
-
 def _number(field: int, value: int) -> bytes:
     # A negative int64 is its two's complement in 64 bits.
-    return bytes([field << 3]) + _varint(value & 0xFFFF_FFFF_FFFF_FFFF) if value else b""
-
-
-def _delimited(field: int, data: bytes) -> bytes:
-    return bytes([field << 3 | _LENGTH_DELIMITED]) + _varint(len(data)) + data
+    return bytes((field << 3,)) + _varint(value & 0xFFFF_FFFF_FFFF_FFFF) if value else b""
 
 
 def _varint(value: int) -> bytes:
+    if value <= 0x7F:
+        return _BYTES[value]
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+_BYTES: Final = tuple(bytes((value,)) for value in range(0x80))
+_KEYS: Final = tuple(bytes((field << 3 | _LENGTH_DELIMITED,)) for field in range(16))
+"""The first byte of a field with a length, by its number."""

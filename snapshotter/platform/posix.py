@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 _DIRECTORY_MODE: Final = 0o700
+_NOT_EMPTY: Final = (errno.ENOTEMPTY, errno.EEXIST)
 _FICLONE: Final = 0x40049409
 """ioctl_ficlone(2): _IOW(0x94, 9, int)."""
 
@@ -51,7 +52,12 @@ class PosixPlatform:
 
     def remove_tree(self, path: Path) -> None:
         """Delete a directory and all in it."""
-        shutil.rmtree(path)
+        try:
+            path.rmdir()  # one call for an empty one, which many are
+        except OSError as error:
+            if error.errno not in _NOT_EMPTY:
+                raise
+            shutil.rmtree(path)
 
     def symlink(self, link: Path, target: Path) -> None:
         """Make a symbolic link."""

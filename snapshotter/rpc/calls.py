@@ -62,7 +62,8 @@ class Calls:
     """The calls of one server; counts those under way."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
         self._running = 0
 
     def unary(self, method: Method, answer: Callable[[Message, Call], bytes]) -> Any:  # noqa: ANN401, untyped library
@@ -106,11 +107,11 @@ class Calls:
 
     def wait_idle(self, *, timeout_s: float) -> bool:
         """Whether no call is under way, waiting so long for it."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._running == 0, timeout_s)
+        with self._idle:
+            return self._idle.wait_for(lambda: self._running == 0, timeout_s)
 
     def _begin(self) -> float:
-        with self._changed:
+        with self._lock:
             self._running += 1
         return time.perf_counter()
 
@@ -118,10 +119,10 @@ class Calls:
         self, method: Method, request: Message, began: float, error: BaseException | None
     ) -> None:
         duration_s = time.perf_counter() - began
-        with self._changed:
+        with self._lock:
             self._running -= 1
             if self._running == 0:
-                self._changed.notify_all()
+                self._idle.notify_all()
         code = status_name(error)
         bug = code == INTERNAL
         level = logging.ERROR if bug else method.level
@@ -137,4 +138,8 @@ class Calls:
         }
         if isinstance(error, Exception):
             fields["error"] = str(error)
-        _log.log(level, "call", extra={CALL_FIELDS: fields}, exc_info=error if bug else None)
+        # Not by `log`, which looks for the line of code that calls it; it is always this one.
+        trace = None if error is None or not bug else (type(error), error, error.__traceback__)
+        record = logging.LogRecord(_log.name, level, __file__, 0, "call", (), trace)
+        setattr(record, CALL_FIELDS, fields)
+        _log.handle(record)

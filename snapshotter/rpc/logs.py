@@ -10,6 +10,8 @@ from typing import TextIO
 
 from snapshotter.rpc.calls import call_fields
 
+_encode = json.JSONEncoder(check_circular=False).encode
+
 
 class JsonFormatter(logging.Formatter):
     """`time`, `level`, `logger`, `message`, and the fields of a call."""
@@ -25,7 +27,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return _encode(line)
 
 
 class LineHandler(logging.Handler):
@@ -58,3 +60,5 @@ def log_to(stream: TextIO, *, level: str) -> None:
     logger.handlers[:] = [LineHandler(stream)]
     logger.setLevel(level.upper())
     logger.propagate = False
+    # What no line says need not be found out for each (Python's logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

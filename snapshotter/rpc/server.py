@@ -90,6 +90,8 @@ class Server:
                     ("grpc.max_receive_message_length", _MAX_MESSAGE),
                     ("grpc.max_send_message_length", _MAX_MESSAGE),
                     ("grpc.so_reuseport", 0),
+                    # A ping with each message to measure a bandwidth that a socket here has not.
+                    ("grpc.http2.bdp_probe", 0),
                 ],
             )
             server.add_generic_rpc_handlers(

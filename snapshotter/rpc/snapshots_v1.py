@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import grpc
 
+from snapshotter.metastore import wire
 from snapshotter.metastore.model import Info
-from snapshotter.metastore.wire import info_frame
 from snapshotter.mounts import Mount
 from snapshotter.rpc import messages
 from snapshotter.rpc.backend import Backend
@@ -74,14 +74,14 @@ class SnapshotsService:
 
     def _prepare(self, request: Message, _: Call) -> bytes:
         labels = dict(request.labels)
-        return _mounts(self._backend.prepare(request.key, request.parent, labels=labels))
+        return encoded_mounts(self._backend.prepare(request.key, request.parent, labels=labels))
 
     def _view(self, request: Message, _: Call) -> bytes:
         labels = dict(request.labels)
-        return _mounts(self._backend.view(request.key, request.parent, labels=labels))
+        return encoded_mounts(self._backend.view(request.key, request.parent, labels=labels))
 
     def _mounts(self, request: Message, _: Call) -> bytes:
-        return _mounts(self._backend.mounts(request.key))
+        return encoded_mounts(self._backend.mounts(request.key))
 
     def _commit(self, request: Message, _: Call) -> bytes:
         self._backend.commit(
@@ -99,7 +99,7 @@ class SnapshotsService:
     def _update(self, request: Message, _: Call) -> bytes:
         # Name and labels are all that an update may change; the other fields are ignored.
         info = Info(request.info.name, labels=dict(request.info.labels))
-        return info_frame(self._backend.update(info, *request.update_mask.paths))
+        return wire.info_frame(self._backend.update(info, *request.update_mask.paths))
 
     def _list(self, request: Message, _: Call) -> Iterator[bytes]:
         return batches(self._backend.walk_frames(*request.filters), size=_BATCH_SIZE)
@@ -140,10 +140,15 @@ def _filters(request: Message) -> str:
     return " | ".join(request.filters)
 
 
-def _mounts(mounts: Sequence[Mount]) -> bytes:
-    return messages.MountsResponse(
-        mounts=[
-            messages.Mount(type=mount.type, source=mount.source, options=mount.options)
-            for mount in mounts
-        ]
-    ).SerializeToString()
+def encoded_mounts(mounts: Sequence[Mount]) -> bytes:
+    """MountsResponse, and the responses of Prepare and View, which are the same."""
+    # By hand, since a message object would cost more than all the rest of the answer.
+    return b"".join(
+        wire.delimited(
+            1,
+            wire.text(1, mount.type)
+            + wire.text(2, mount.source)
+            + b"".join(wire.delimited(4, option.encode()) for option in mount.options),
+        )
+        for mount in mounts
+    )

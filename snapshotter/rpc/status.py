@@ -27,6 +27,8 @@ from snapshotter.errors import (
 INTERNAL: Final = grpc.StatusCode.INTERNAL.name
 """The name of what a bug of ours is answered with."""
 
+_OK: Final = str(grpc.StatusCode.OK.name)
+
 _CODES: Final[tuple[tuple[type[SnapshotterError], grpc.StatusCode], ...]] = (
     (NotFoundError, grpc.StatusCode.NOT_FOUND),
     (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS),
@@ -62,7 +64,7 @@ def status(error: Exception) -> tuple[grpc.StatusCode, str]:
 def status_name(error: BaseException | None) -> str:
     """What the log calls the end of a call: OK, the code, or CANCELLED where the caller went."""
     if error is None:
-        return str(grpc.StatusCode.OK.name)
+        return _OK
     code = status(error)[0] if isinstance(error, Exception) else grpc.StatusCode.CANCELLED
     return str(code.name)
 

@@ -19,7 +19,7 @@ from snapshotter.platform import Platform
 from snapshotter.snapshotter import METADATA_NAME
 from tests.snapshotter.crash.proof import faults, prove
 
-KILLS = 30
+KILLS = 32
 needs_root = pytest.mark.skipif(
     getattr(os, "geteuid", lambda: 1)() != 0, reason="only root can mount"
 )

@@ -15,6 +15,7 @@ import pytest
 
 from snapshotter import Snapshotter
 from snapshotter.errors import NotFoundError, UnavailableError
+from snapshotter.fsck import Problem, check
 from snapshotter.scratch.template import ScratchTemplate
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,11 +26,16 @@ from snapshotter.errors import NotFoundError, UnavailableError
 from snapshotter.labels import OWNER_KEY, REUSE_SCRATCH
 share = {REUSE_SCRATCH: "true", OWNER_KEY: "warm"}
 with Snapshotter.open(sys.argv[1]) as store:
+    def unpacked():
+        store.prepare("extract-layer")
+        (store.directory("extract-layer") / "layer.vhd").write_bytes(b"layer")
     store.prepare("warm")
     for name, step in (
         ("fresh", lambda: store.prepare("fresh")),
         ("shared", lambda: store.prepare("shared", labels=share)),
         ("layer", lambda: store.prepare("extract-layer")),
+        ("empty", lambda: store.commit("empty", "extract-layer")),
+        ("unpacked", unpacked),
         ("commit", lambda: store.commit("layer", "extract-layer")),
         ("view", lambda: store.view("v", "layer")),
         ("remove", lambda: store.remove("fresh")),
@@ -38,7 +44,7 @@ with Snapshotter.open(sys.argv[1]) as store:
         os.path.exists(f"/step/{name}")
         step()
 """
-MOST = {"fresh": 3, "shared": 1, "layer": 1, "commit": 2, "view": 1, "remove": 1}
+MOST = {"fresh": 3, "shared": 1, "layer": 1, "empty": 1, "commit": 2, "view": 1, "remove": 1}
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
@@ -61,7 +67,7 @@ def test_an_operation_waits_for_the_disk_as_seldom_as_it_can(tmp_path: Path) -> 
         name: len(re.findall(r"\b(?:fsync|fdatasync|sync_file_range|msync)\(", text))
         for name, text in zip(steps[::2], steps[1::2], strict=True)
     }
-    del counted["end"]
+    del counted["end"], counted["unpacked"]
     assert counted.keys() == MOST.keys()
     assert all(0 < count <= MOST[name] for name, count in counted.items()), counted
 
@@ -123,3 +129,25 @@ def test_a_disk_removed_before_its_commit_needs_no_flush(tmp_path: Path) -> None
             removal.result(timeout=60)
         assert list(store.walk()) == []
         assert os.listdir(tmp_path / "scratch") == []
+
+
+def test_a_committed_snapshot_with_nothing_in_it_comes_back_after_a_power_cut(
+    tmp_path: Path,
+) -> None:
+    """Its directory is not flushed: it can be made anew, which one that held a layer cannot."""
+    with Snapshotter.open(tmp_path) as store:
+        for name in ("empty", "full"):
+            store.prepare(f"extract-{name}")
+            if name == "full":
+                (store.directory("extract-full") / "layer.vhd").write_bytes(b"layer")
+            store.commit(name, f"extract-{name}")
+        directories = {name: store.directory(name) for name in ("empty", "full")}
+    for directory in directories.values():
+        shutil.rmtree(directory)
+    assert [finding.problem for finding in check(tmp_path, repair=False).findings] == [
+        Problem.MISSING_DIRECTORY,
+        Problem.MISSING_DIRECTORY,
+    ]
+    with Snapshotter.open(tmp_path):
+        assert directories["empty"].is_dir()
+        assert not directories["full"].exists()

@@ -3,8 +3,8 @@
 Every state that a crash can leave lies between two of these calls. The transaction's COMMIT falls
 between the last flush and whatever comes next: `flush-scratches` ends a Prepare with a disk of its
 own, `flush-snapshots` a Commit, and where nothing is flushed COMMIT comes right after
-`publish-snapshot` or `retire-snapshot`. The seam is the platform that a store is opened with, so
-that it costs nothing where nobody wants to die.
+`make-snapshot`, `publish-snapshot` or `retire-snapshot`. The seam is the platform that a store is
+opened with, so that it costs nothing where nobody wants to die.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Self
 from snapshotter.platform import Platform
 
 POINTS = (
+    "make-snapshot",
     "stage-snapshot",
     "stage-scratch",
     "publish-scratch",
@@ -97,7 +98,11 @@ class DyingPlatform:
         return self._platform.may_pass(error)
 
     def make_directory(self, path: Path) -> None:
-        point = f"stage-{_kind(path)}" if path.name.startswith("new-") else ""
+        point = ""
+        if path.name.startswith("new-"):
+            point = f"stage-{_kind(path)}"
+        elif path.parent.name == "snapshots" and _NUMBER.fullmatch(path.name):
+            point = "make-snapshot"
         dies = self._reach(point, "before")
         self._platform.make_directory(path)
         self._reach(point, "after", dies=dies)

@@ -31,7 +31,7 @@ def work(root: Path, log: Path, name: str, platform: Platform, *, threads: int) 
     def say(line: str) -> None:
         os.write(descriptor, line.encode() + b"\n")
 
-    with Snapshotter.open(root, platform=platform) as store:
+    with Snapshotter.open(root, platform=platform, delete_later=True) as store:  # as served
         say("open")
         workers = [
             threading.Thread(target=_rounds, args=(store, f"{name}.{number}", say))

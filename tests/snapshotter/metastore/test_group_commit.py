@@ -50,16 +50,11 @@ def together(
 ) -> list[Future[None]]:
     """Run the bodies as members of one group, in any order, and wait for all of them."""
 
-    def write(body: Callable[[Transaction], None]) -> None:
-        with store.transaction(write=True) as tx:
-            body(tx)
-
     # Whoever holds a write transaction makes the others queue. Then it is taken back, and they
     # are one group.
     with contextlib.suppress(StopError), store.transaction(write=True):
-        futures = [threads.submit(write, body) for body in bodies]
-        waiting = store._turns._waiting
-        while len(waiting) < len(bodies):
+        futures = [threads.submit(store.write, body) for body in bodies]
+        while len(store._turns) < len(bodies):
             threading.Event().wait(0.001)
         raise StopError
     for future in futures:
@@ -200,18 +195,26 @@ def test_a_writer_that_gives_up_waiting_leaves_the_others_their_turn(tmp_path: P
 
 
 def test_many_threads_lose_nothing(store: MetaStore, threads: ThreadPoolExecutor) -> None:
+    def removal(key: str, *more: str) -> Callable[[Transaction], None]:
+        def body(tx: Transaction) -> None:
+            for each in (key, *more):
+                tx.snapshots.remove(each)
+
+        return body
+
     def work(name: int) -> None:
         for number in range(20):
-            with store.transaction(write=True) as tx:
-                create(f"{name}-{number}")(tx)
-            if number % 3 == 0:
-                with contextlib.suppress(NotFoundError), store.transaction(write=True) as tx:
-                    tx.snapshots.remove(f"{name}-{number}")
-                    tx.snapshots.remove("missing")  # takes the removal back
-            if number % 3 == 1:
-                with store.transaction(write=True) as tx:
-                    tx.snapshots.remove(f"{name}-{number}")
+            key = f"{name}-{number}"
+            store.write(create(key))
+            if number % 4 == 0:
+                with pytest.raises(NotFoundError):
+                    store.write(removal(key, "missing"))  # takes the removal back
+            if number % 4 == 1:
+                store.write(removal(key))
+            if number % 4 == 2:
+                with store.transaction(write=True) as tx:  # alone, between the groups
+                    removal(key)(tx)
 
     list(threads.map(work, range(16)))
-    expected = sorted(f"{name}-{n}" for name in range(16) for n in range(20) if n % 3 != 1)
+    expected = sorted(f"{name}-{n}" for name in range(16) for n in range(20) if n % 4 in (0, 3))
     assert keys(store) == expected

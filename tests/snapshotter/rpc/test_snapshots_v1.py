@@ -22,7 +22,7 @@ from snapshotter.mounts import Mount
 from snapshotter.rpc import messages
 from snapshotter.rpc.backend import Backend
 from snapshotter.rpc.server import Server
-from snapshotter.rpc.snapshots_v1 import SnapshotsService, batches
+from snapshotter.rpc.snapshots_v1 import SnapshotsService, batches, encoded_mounts
 from tests.snapshotter.rpc.client import SNAPSHOTS, Client
 
 REF = "containerd.io/snapshot.ref"
@@ -237,6 +237,12 @@ def test_frames_are_joined_as_far_as_a_message_has_room(frames: list[bytes], siz
     assert all(len(batch) <= size or batch in frames for batch in joined)
     # Two neighbours would not have fitted into one.
     assert all(len(one) + len(two) > size for one, two in itertools.pairwise(joined))
+
+
+@given(st.lists(st.builds(Mount, st.text(), st.text(), st.lists(st.text()).map(tuple))))
+def test_mounts_are_encoded_as_protobuf_does(mounts: list[Mount]) -> None:
+    answer = messages.MountsResponse.FromString(encoded_mounts(mounts))
+    assert [Mount(each.type, each.source, tuple(each.options)) for each in answer.mounts] == mounts
 
 
 def test_a_garbage_collection_lists_removes_and_cleans_up(
