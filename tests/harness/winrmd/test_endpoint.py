@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -21,6 +22,7 @@ from pypsrp.wsman import WSMan
 from harness.errors import UsageError
 from harness.winrmd import faults
 from harness.winrmd.config import AuthScheme, EndpointConfig, Quotas
+from harness.winrmd.connection import ConnectionHandler
 from harness.winrmd.knobs import Strike, Trouble
 from harness.winrmd.server import WinRmServer
 from harness.winrmd.soap import NAMESPACES, SHELL_URI, parse_xml
@@ -141,6 +143,21 @@ def test_quotas_are_read_and_changed_through_winrm_config(make_endpoint: MakeEnd
     assert post(server, put)[0] == 200
     assert server.quotas == replace(server.config.quotas, max_shells_per_user=50)
     assert post(server, put.replace(b">50<", b">many<"))[0] == 500
+
+
+def test_an_answer_that_nobody_takes_leaves_no_descriptor() -> None:
+    """What keeps a stream open keeps the connection's descriptor."""
+    here, there = socket.socketpair()
+    handler = ConnectionHandler.__new__(ConnectionHandler)
+    handler.request = handler.connection = handler._raw = here
+    handler.endpoint = SimpleNamespace(left=lambda _connection: None)
+    handler.rfile = here.makefile("rb")
+    handler.wfile = here.makefile("wb", 1 << 16)  # type: ignore[assignment]
+    handler.wfile.write(b"an answer")
+    there.close()
+    handler.finish()
+    assert handler.rfile.closed
+    assert here.fileno() == -1
 
 
 def test_an_envelope_that_is_too_large_gets_413(make_endpoint: MakeEndpoint) -> None:
