@@ -64,7 +64,7 @@ def share_of(endpoint: Endpoint, root: str) -> AdminShare | None:
 
 @dataclass(frozen=True, slots=True)
 class ShareWay:
-    r"""A `Way`: into our folder `root`, such as `C:\ProgramData\lcowlab`, over its drive's."""
+    r"""A `Way`: into `root`, such as `C:\ProgramData\lcowlab`, over its drive's share."""
 
     share: AdminShare
     root: str
