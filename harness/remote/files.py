@@ -227,9 +227,8 @@ class HostFiles:
         text = self.text
         if text is None:
             if "text" not in self._found:
-                self._found["text"] = not passes_every_byte(
-                    self.transport, self.python, deadline=deadline
-                )
+                passed = passes_every_byte(self.transport, self.python, deadline=deadline)
+                self._found["text"] = passed is False
             text = self._found["text"]
         return StreamCopier(
             self.transport,

@@ -99,10 +99,10 @@ def _code_page(transport: WinRM, deadline: Deadline) -> int | None:
     return int(number[0]) if number else None
 
 
-def passes_every_byte(transport: Transport, python: str, *, deadline: Deadline) -> bool:
+def passes_every_byte(transport: Transport, python: str, *, deadline: Deadline) -> bool | None:
     """Return whether the streams of a process on the host pass all bytes both ways.
 
-    `python` is an interpreter there. Raises RemoteError.
+    `python` is an interpreter there; None where it does not run. Raises RemoteError.
     """
     done = transport.run(
         python_argv(python),
@@ -110,7 +110,7 @@ def passes_every_byte(transport: Transport, python: str, *, deadline: Deadline) 
         deadline=deadline,
         idempotent=True,
     )
-    return done.exit_code == 0 and done.stdout == EVERY_BYTE
+    return done.stdout == EVERY_BYTE if done.exit_code == 0 else None
 
 
 def _language_mode(transport: WinRM, deadline: Deadline) -> str | None:
