@@ -24,6 +24,7 @@ from harness.hosts.lease import LeaseKeeper, LeaseRecord
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.remote.deadline import Deadline
 from harness.remote.probe import probe as probe_winrm
+from harness.scrubber import scrub
 
 app = typer.Typer(help="Windows hosts of the inventory.", no_args_is_help=True)
 
@@ -221,7 +222,7 @@ def drain(
         inventory,
         hosts,
         python=python,
-        verb=lambda keeper, until: keeper.drain(note, deadline=until),
+        verb=lambda keeper, until: keeper.drain(scrub(note), deadline=until),
     )
     _print_leases(records, as_json=json_)
 

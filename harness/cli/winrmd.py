@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from harness.errors import UsageError
+from harness.scrubber import KNOWN
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig
 from harness.winrmd.hoststate import fresh
 
@@ -104,5 +105,6 @@ def _users(names: list[str], variables: list[str]) -> dict[str, str]:
         password = os.environ.get(variable, "")
         if not password:
             raise UsageError(f"the environment variable {variable} holds no password for {name}")
+        KNOWN.add(password, user=name)
         users[name] = password
     return users
