@@ -11,6 +11,7 @@ import typer
 from harness.cli import deploy, doctor, hosts, lab, provision, run, scenario, uvm, winrmd
 from harness.cli.exit_codes import ExitCode
 from harness.errors import HarnessError, InfrastructureError, LeakError, UsageError
+from harness.scrubber import scrubbed_process
 from snapshotter.errors import SnapshotterError, UnavailableError
 
 app = typer.Typer(
@@ -47,7 +48,12 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Run the command line and exit with a code of `ExitCode`."""
+    """Run the command line and exit with a code of `ExitCode`; no password gets out."""
+    with scrubbed_process():
+        _main()
+
+
+def _main() -> None:
     # A terminated run cleans up exactly as an interrupted one.
     signal.signal(signal.SIGTERM, _interrupt)
     code: int

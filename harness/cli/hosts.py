@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from harness.cli.hostcheck import probe_rows
 from harness.errors import UsageError
 from harness.hosts.connecting import connect_host
 from harness.hosts.facts import FactsCache, HostFacts, drift, probe_host, read_boot
@@ -22,6 +23,8 @@ from harness.hosts.inventory import FILE_NAME, VARIABLE, Host, Inventory
 from harness.hosts.lease import LeaseKeeper, LeaseRecord
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.remote.deadline import Deadline
+from harness.remote.probe import probe as probe_winrm
+from harness.scrubber import scrub
 
 app = typer.Typer(help="Windows hosts of the inventory.", no_args_is_help=True)
 
@@ -119,16 +122,19 @@ def probe(
     hosts: HostsArgument = "all",
     *,
     inventory: InventoryOption = None,
+    python: Annotated[str, typer.Option(help="Python on the host.")] = "python",
     timeout: TimeoutOption = 120.0,
     json_: JsonOption = False,
 ) -> None:
-    """Read what each host is, and show what changed since its last probe."""
+    """Read what each host is and lets through, and show what changed since its last probe."""
     known = Inventory.load(inventory)
     cache = FactsCache.open()
     documents = []
     for name in known.select(hosts):
         with connect_host(name, known.hosts[name]) as winrm:
-            facts = probe_host(winrm, deadline=Deadline.after(timeout))
+            deadline = Deadline.after(timeout)
+            facts = probe_host(winrm, deadline=deadline)
+            passage = probe_winrm(winrm, deadline=deadline, python=python)
         before = cache.last(name)
         changes = drift(before, facts) if before else ()
         cache.keep(name, facts)
@@ -137,10 +143,15 @@ def probe(
                 "host": name,
                 "facts": facts.model_dump(mode="json"),
                 "drift": [each.model_dump() for each in changes],
+                "winrm": {**dict(probe_rows(passage)), "problems": passage.problems},
             }
         )
         if not json_:
             _print_facts(name, facts)
+            for what, found in probe_rows(passage):
+                typer.echo(f"{name}: WinRM {what}: {found}")
+            for problem in passage.problems:
+                typer.echo(f"{name}: {problem}")
             for change in changes:
                 typer.echo(f"{name}: {change.what} was {change.before}, is {change.after}")
     if json_:
@@ -211,7 +222,7 @@ def drain(
         inventory,
         hosts,
         python=python,
-        verb=lambda keeper, until: keeper.drain(note, deadline=until),
+        verb=lambda keeper, until: keeper.drain(scrub(note), deadline=until),
     )
     _print_leases(records, as_json=json_)
 

@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from harness.errors import UsageError
-from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig
+from harness.scrubber import KNOWN
+from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig, KerberosKeys
 from harness.winrmd.hoststate import fresh
 
 
@@ -28,11 +29,15 @@ def winrmd(
     ] = "127.0.0.1:5985",
     tls: Annotated[bool, typer.Option("--tls", help="HTTPS, certificate made now.")] = False,
     auth: Annotated[
-        str, typer.Option(help="Comma-separated: basic, ntlm, negotiate.")
+        str, typer.Option(help="Comma-separated: basic, ntlm, negotiate, kerberos.")
     ] = "basic,ntlm,negotiate",
     channel_bindings: Annotated[
         ChannelBindings, typer.Option(help="What NTLM inside of TLS must be bound to.")
     ] = ChannelBindings.RELAXED,
+    keytab: Annotated[
+        Path | None, typer.Option(help="Kerberos: the keys of HTTP/host and WSMAN/host.")
+    ] = None,
+    realm: Annotated[str, typer.Option(help="Kerberos: the realm of the users.")] = "",
     machine: Annotated[str, typer.Option(help="The computer name.")] = "WINRMD",
     allow_unencrypted: Annotated[
         bool, typer.Option("--allow-unencrypted", help="Plain HTTP without sealing.")
@@ -52,6 +57,9 @@ def winrmd(
     from harness.winrmd.server import WinRmServer
 
     address, port = _listen_address(listen)
+    if (keytab is None) == bool(realm):
+        raise UsageError("--keytab and --realm go together")
+    kerberos = KerberosKeys(keytab, realm) if keytab is not None else None
     users, schemes = _users(user, password_env), _schemes(auth)
     with contextlib.ExitStack() as stack:
         files = None
@@ -67,6 +75,7 @@ def winrmd(
             machine=machine,
             auth=schemes,
             tls=files,
+            kerberos=kerberos,
             allow_unencrypted=allow_unencrypted,
             channel_bindings=channel_bindings,
             beyond_loopback=beyond_loopback,
@@ -104,5 +113,6 @@ def _users(names: list[str], variables: list[str]) -> dict[str, str]:
         password = os.environ.get(variable, "")
         if not password:
             raise UsageError(f"the environment variable {variable} holds no password for {name}")
+        KNOWN.add(password, user=name)
         users[name] = password
     return users

@@ -38,6 +38,7 @@ from harness.devlab.processes import (
     spawn_detached,
 )
 from harness.errors import InfrastructureError, UsageError
+from harness.scrubber import KNOWN
 
 MAX_HOSTS: Final = 64
 _SCHEMA: Final = "lcowlab.devlab/1"
@@ -144,6 +145,7 @@ class LocalLab:
         disk = (home / "disk").resolve()
         disk.mkdir(parents=True)
         password = secrets.token_urlsafe(24)
+        KNOWN.add(password, user=_USER)
         write_whole(home / "password", password)
         command = [
             *(sys.executable, "-c", "from harness.cli import main; main()", "winrmd"),

@@ -157,7 +157,7 @@ def push_files(
         deadline=deadline,
     )
     differing = set(there["differing"])
-    host_files = HostFiles(winrm, python, root.path, pull_address=pull_address)
+    host_files = HostFiles.every_way(winrm, python, root.path, pull_address=pull_address)
     moved = 0
     copied = []
     for each in files:

@@ -20,6 +20,7 @@ from harness.remote.cim import Instance
 from harness.remote.deadline import Deadline
 from harness.remote.powershell import Command
 from harness.remote.winrm import WinRM
+from harness.scrubber import scrub
 
 SCHEMA: Final = "lcowlab.hostfacts/1"
 HOSTS: Final = "hosts"
@@ -239,7 +240,7 @@ class FactsCache:
         """Keep a probe in place of the last one, whole or not at all."""
         self._folder.mkdir(parents=True, exist_ok=True)
         beside = self._folder / f"{name}.{os.getpid()}.new"
-        beside.write_text(facts.model_dump_json(indent=1), "utf-8")
+        beside.write_text(scrub(facts.model_dump_json(indent=1)), "utf-8")
         beside.replace(self._folder / f"{name}.json")
 
 

@@ -89,7 +89,7 @@ class HostAgent:
         with tempfile.TemporaryDirectory(prefix="lcowlab-agent-") as folder:
             source = Path(folder, "agent.py")
             source.write_text(script_source("agent"), "utf-8")
-            HostFiles(self.winrm, self.python, self.root.path).put(
+            HostFiles.every_way(self.winrm, self.python, self.root.path).put(
                 source, script, deadline=deadline
             )
         self.stop(deadline=deadline)

@@ -19,6 +19,7 @@ from harness.hosts.protectedroot import ProtectedRoot
 from harness.remote.deadline import Deadline
 from harness.remote.powershell import Command
 from harness.remote.winrm import WinRM
+from harness.scrubber import scrub
 
 _ATTEMPTS: Final = 5
 
@@ -56,7 +57,7 @@ class Journal:
             **details,
         }
         # The line break comes first: after a torn line, ours is a line of its own.
-        data = b"\n" + json.dumps(line).encode() + b"\n"
+        data = b"\n" + scrub(json.dumps(line)).encode() + b"\n"
         command = Command.build(
             "Add-Content", {"LiteralPath": (self.path,), "Value": data, "Encoding": "Byte"}
         )

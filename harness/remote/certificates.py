@@ -31,8 +31,11 @@ class ServerIdentity:
     authority_pem: str
 
 
-def make_identity(address: str) -> ServerIdentity:
-    """Return a new authority and a server certificate for an IP address or a name."""
+def make_identity(address: str, *, name: str = "") -> ServerIdentity:
+    """Return a new authority and a server certificate for an IP address or a name.
+
+    `name` is a second one that the certificate is good for.
+    """
     now = datetime.datetime.now(datetime.UTC)
     authority_key = ec.generate_private_key(ec.SECP256R1())
     authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lcowlab transfer")])
@@ -46,11 +49,14 @@ def make_identity(address: str) -> ServerIdentity:
         .sign(authority_key, hashes.SHA256())
     )
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address[:64])])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, address[:64])])
     certificate = (
-        _builder(name, authority_name, key, now)
+        _builder(subject, authority_name, key, now)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([_general_name(address)]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([_general_name(each) for each in (address, name) if each]),
+            critical=False,
+        )
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(

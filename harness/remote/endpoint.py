@@ -7,6 +7,7 @@ from typing import Final, Literal, Protocol, Self
 
 from harness.errors import UsageError
 from harness.remote.passwords import PasswordPlace, Secret, fetch_password
+from harness.scrubber import KNOWN
 
 Auth = Literal["negotiate", "ntlm", "kerberos", "basic", "credssp"]
 
@@ -43,6 +44,7 @@ class Endpoint:
     password: Secret
 
     def __post_init__(self) -> None:
+        KNOWN.add(self.password.reveal(), user=self.user)
         if self.tls == "off" and self.auth == "basic":
             raise UsageError(f"{self.name}: basic over plain HTTP shows the password")
         if self.auth == "basic" and not self.password.fits_latin1():

@@ -6,6 +6,7 @@ hosts and which in public reports only is told beside each.
 
 from __future__ import annotations
 
+import importlib
 import xml.etree.ElementTree as ET
 from typing import Final
 
@@ -55,8 +56,20 @@ _QUOTA: Final = frozenset(
 )
 _TOO_LARGE: Final = frozenset({2150858769})  # 0x80338011: above MaxEnvelopeSizekb
 _DENIED: Final = frozenset({5, 2147942405, 2150858981})  # access denied, as Win32, HRESULT, WSMan
+
+
+def _kerberos_errors() -> tuple[type[Exception], ...]:
+    """Return what pyspnego lets through of the package krb5, where that is installed."""
+    try:
+        return (importlib.import_module("krb5").Krb5Error,)
+    except (ImportError, OSError):
+        return ()
+
+
+_KERBEROS_ERRORS: Final = _kerberos_errors()
 # Raised below pypsrp, and by it.
-TRANSPORT_ERRORS: Final = (
+TRANSPORT_ERRORS: Final[tuple[type[Exception], ...]] = (
+    *_KERBEROS_ERRORS,
     requests.RequestException,
     WinRMError,
     SpnegoError,
@@ -82,6 +95,12 @@ def translate(error: Exception, *, host: str, sent: bool, what: str) -> RemoteEr
         return _from_fault(error, host=host, what=what)
     if isinstance(error, WinRMTransportError):
         return _from_status(error, host=host, sent=sent, what=what)
+    if isinstance(error, _KERBEROS_ERRORS):
+        return AuthError(
+            f"{what}: no Kerberos ticket; check user and password, the realm's KDC and both "
+            f"clocks: {error}",
+            host=host,
+        )
     if isinstance(error, AuthenticationError | SpnegoError | ValueError | KeyError) and not (
         isinstance(error, requests.RequestException | ET.ParseError)
     ):

@@ -1,14 +1,22 @@
-"""Files to and from a host: a cache by content there, then the fastest way that works.
+"""Files to and from a host: a cache by content there, then the fastest way that is open.
 
 ::
 
-    put: in the cache? ──yes──► placed
-            │ no
-            ▼
-         HTTPS pull by the host's Python ──no route to us──► parallel WinRS streams
-            └──────────► joined, read back, SHA-256 compared ◄──────────┘
+    put: in the host's cache? ──yes──────────────────────────────────────────► placed
+            │ no                                                                  ▲
+            ▼                                                                     │
+         SMB to its administrative share (`lcowlab[smb]`, port 445)               │
+            │ closed                                                              │
+            ▼                                                                     │
+         HTTPS pull by the host's Python, pinned authority                        │
+            │ closed                                                              │
+            ▼                                                                     │
+         parallel WinRS streams                                                   │
+            └────────► parts joined, read back, SHA-256 compared ─────────────────┘
 
-Both ways go on where they broke off, in this run and in the next. Needs Python on the host.
+This is the whole order and its one place. Every way goes on where it broke off, in this run and in
+the next; a way that was found closed is not tried again by the same object. All of them need
+Python on the host: `harness.remote.bootstrap` brings it there.
 """
 
 from __future__ import annotations
@@ -21,50 +29,75 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Self
 
-from harness.errors import ConnectionLostError, TransferError, UsageError
+from harness.errors import TransferError, UsageError
 from harness.remote.deadline import Deadline
 from harness.remote.hostpython import load_script, python_argv, script_input
-from harness.remote.pullserver import offer_file
-from harness.remote.retries import Attempt, Attempts, RetryPolicy
-from harness.remote.streams import Progress, StreamCopier, divide, talking
+from harness.remote.probe import passes_every_byte
+from harness.remote.pulling import Pull
+from harness.remote.pullserver import address_towards
+from harness.remote.retries import Attempts, RetryPolicy
+from harness.remote.smb import AdminShare, ShareWay, share_of
+from harness.remote.streams import StreamCopier, divide
 from harness.remote.transport import Transport
-
-Way = Literal["cache", "pull", "streams"]
-
-_PULL_TIMEOUT_S: Final = 10.0
-_PULLS: Final = 5
+from harness.remote.ways import Delivery, Errand, Progress, Way, WayName
+from harness.remote.winrm import WinRM
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What a copy came to: `moved` are the bytes of the file that crossed the network this time."""
+    """What a copy came to: `moved` are the bytes of the file that crossed the network this time.
+
+    `closed` are the ways that were not open, and why, in the order in which they were tried.
+    """
 
     sha256: str
     size: int
-    way: Way
+    way: WayName
     moved: int
     seconds: float
+    closed: tuple[tuple[WayName, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class HostFiles:
     """Copies files to and from one host.
 
-    `root` is our folder there; `python` its interpreter. `pull_address` is the IP address of ours
-    that the host can reach (`pullserver.address_towards`); None keeps to WinRS. `text` as the
-    probe's byte transparency says.
+    `root` is our folder there; `python` its interpreter. `share` is its administrative share,
+    `pull_address` the IP address of ours that the host can reach: None leaves that way out.
+    `text` as the probe's byte transparency says; None asks the host when streams are needed.
     """
 
     transport: Transport
     python: str
     root: str
     pull_address: str | None = None
+    share: AdminShare | None = None
     streams: int = 2
-    text: bool = False
+    text: bool | None = False
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     attempts: Attempts = field(default_factory=Attempts)
+    _closed: dict[WayName, str] = field(default_factory=dict, init=False)
+    _found: dict[str, bool] = field(default_factory=dict, init=False)
+
+    @classmethod
+    def every_way(
+        cls, winrm: WinRM, python: str, root: str, *, pull_address: str | None = None
+    ) -> Self:
+        """Return the copier with every way that may lead to that host; nothing is sent yet.
+
+        `pull_address` is taken for ours towards the host where the route does not tell it.
+        """
+        endpoint = winrm.endpoint
+        address = pull_address
+        if address is None:
+            # Without a route, WinRM itself will say so.
+            with contextlib.suppress(OSError):
+                address = address_towards(endpoint.address, endpoint.port)
+        return cls(
+            winrm, python, root, pull_address=address, share=share_of(endpoint, root), text=None
+        )
 
     def put(
         self,
@@ -86,49 +119,20 @@ class HostFiles:
                 size = file.tell()
         except OSError as error:
             raise UsageError(f"cannot read {source}: {error}") from error
-
-        def store(parts: tuple[str, ...], first_size: int) -> str:
-            return str(
-                self._ask(
-                    "store",
-                    {
-                        "entry": f"cache/sha256/{sha256[:2]}/{sha256}",
-                        "sha256": sha256,
-                        "size": size,
-                        "parts": parts,
-                        "first_size": first_size,
-                    },
-                    {"root": self.root} | ({"destination": destination} if destination else {}),
-                    deadline,
-                )["state"]
-            )
-
-        if store((), 0) == "stored":
-            return Transfer(sha256, size, "cache", 0, time.monotonic() - began)
-        way: Way = "pull"
-        part = f"cache/partial/{sha256}.whole"
-        moved = self._pull(source, part, size=size, deadline=deadline, progress=progress)
-        parts: tuple[str, ...] = (part,)
-        first_size = size
-        if moved is None:
-            way = "streams"
-            segments = divide(size, self.streams)
-            parts = tuple(
-                f"cache/partial/{sha256}.{each.index}of{len(segments)}" for each in segments
-            )
-            first_size = segments[0].length
-            moved = self._copier().upload(
-                source,
-                tuple(zip(segments, parts, strict=True)),
-                deadline=deadline,
-                progress=progress,
-            )
-        state = store(parts, first_size)
+        errand = Errand(source, sha256, size, deadline, progress)
+        way: WayName = "cache"
+        moved = 0
+        state = self._store(errand, destination)
+        if state != "stored":
+            way, delivery = self._carry(errand)
+            moved = delivery.moved
+            state = self._store(errand, destination, delivery)
         if state != "stored":
             raise TransferError(
                 f"{source.name} arrived {state}: send it again", host=self.transport.host
             )
-        return Transfer(sha256, size, way, moved, time.monotonic() - began)
+        closed = tuple(self._closed.items()) if moved else ()
+        return Transfer(sha256, size, way, moved, time.monotonic() - began, closed)
 
     def get(
         self,
@@ -149,7 +153,7 @@ class HostFiles:
         size, sha256 = int(facts["size"]), str(facts["sha256"])
         partial = destination.with_name(f"{destination.name}.{os.getpid()}.part")
         try:
-            self._copier().download(
+            self._copier(deadline).download(
                 source, partial, divide(size, self.streams), deadline=deadline, progress=progress
             )
             with partial.open("rb") as file:
@@ -163,68 +167,41 @@ class HostFiles:
             partial.unlink(missing_ok=True)
         return Transfer(sha256, size, "streams", size, time.monotonic() - began)
 
-    def _pull(
-        self,
-        source: Path,
-        part: str,
-        *,
-        size: int,
-        deadline: Deadline,
-        progress: Progress | None,
-    ) -> int | None:
-        """Have the host fetch the file; return the bytes moved, or None where it cannot reach us.
+    def _ways(self, deadline: Deadline) -> Iterator[Way]:
+        """Yield the ways in their order, each made when the one before was closed."""
+        if self.share is not None:
+            yield ShareWay(self.share, self.root)
+        if self.pull_address is not None:
+            yield Pull(self.transport, self.python, self.root, self.pull_address, self.attempts)
+        yield self._copier(deadline)
 
-        A transfer that broke off after it had begun is taken up again.
-        """
-        if self.pull_address is None:
-            return None
-        with contextlib.ExitStack() as stack:
-            try:
-                offer = stack.enter_context(offer_file(source, address=self.pull_address))
-            except OSError:
-                return None  # the address is none of ours
-            parameters = {
-                "address": offer.address,
-                "port": offer.port,
-                "path": offer.path,
-                "ca": offer.authority_pem,
-                "part": part,
-                "size": size,
-                "timeout_s": _PULL_TIMEOUT_S,
-            }
-            first: int | None = None
-            have = 0
-            for _ in range(_PULLS):
-                before = have
-                for report in self._follow("pull", parameters, deadline):
-                    if "have" not in report:
-                        continue
-                    have = int(report["have"])
-                    if first is None:
-                        first = before = have
-                    if progress is not None:
-                        progress(have, size)
-                if first is not None and have == size:
-                    return size - first
-                if have == before:
-                    break  # not a byte came: there is no way from there to us
-        return None
+    def _carry(self, errand: Errand) -> tuple[WayName, Delivery]:
+        for way in self._ways(errand.deadline):
+            if way.name in self._closed:
+                continue
+            came = way.carry(errand)
+            if isinstance(came, Delivery):
+                return way.name, came
+            self._closed[way.name] = came.reason
+        raise AssertionError("streams are never closed")
 
-    def _follow(
-        self, script: str, parameters: dict[str, Any], deadline: Deadline
-    ) -> Iterator[dict[str, Any]]:
-        """Yield the reports of a script as they come; a lost connection ends them."""
-        argv = python_argv(self.python, {"root": self.root})
-        try:
-            with (
-                self.transport.open_shell(deadline=deadline) as shell,
-                talking(self.transport, shell, argv, deadline) as talk,
-            ):
-                talk.begin(script, parameters)
-                talk.end_input()
-                yield from talk.reports()
-        except ConnectionLostError as error:
-            self.attempts.record(Attempt(f"{self.transport.host}: {script}", 1, error, wait_s=None))
+    def _store(
+        self, errand: Errand, destination: str | None, delivery: Delivery | None = None
+    ) -> str:
+        """Have the host join what was delivered, check its cache, and place the content."""
+        answer = self._ask(
+            "store",
+            {
+                "entry": f"cache/sha256/{errand.sha256[:2]}/{errand.sha256}",
+                "sha256": errand.sha256,
+                "size": errand.size,
+                "parts": delivery.parts if delivery else (),
+                "first_size": delivery.first_size if delivery else 0,
+            },
+            {"root": self.root} | ({"destination": destination} if destination else {}),
+            errand.deadline,
+        )
+        return str(answer["state"])
 
     def _ask(
         self, script: str, parameters: dict[str, Any], paths: dict[str, str], deadline: Deadline
@@ -246,13 +223,19 @@ class HostFiles:
         values: dict[str, Any] = json.loads(done.stdout)
         return values
 
-    def _copier(self) -> StreamCopier:
+    def _copier(self, deadline: Deadline) -> StreamCopier:
+        text = self.text
+        if text is None:
+            if "text" not in self._found:
+                passed = passes_every_byte(self.transport, self.python, deadline=deadline)
+                self._found["text"] = passed is False
+            text = self._found["text"]
         return StreamCopier(
             self.transport,
             self.python,
             self.root,
             streams=self.streams,
-            text=self.text,
+            text=text,
             policy=self.policy,
             attempts=self.attempts,
         )

@@ -138,6 +138,10 @@ class LocalShell:
         self._started.append(process)
         return process
 
+    def start_alone(self, argv: Sequence[str], *, deadline: Deadline) -> LocalProcess:
+        """See `Shell.start_alone`: here, every process has its own pipes."""
+        return self.start(argv, deadline=deadline)
+
     def run(
         self, argv: Sequence[str], *, deadline: Deadline, stdin: bytes | None = None
     ) -> CompletedRemote:

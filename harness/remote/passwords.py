@@ -2,26 +2,21 @@
 
 A password comes from an environment variable, the system's keyring, a command or a file; the
 inventory holds only that place. `Secret` prints as asterisks and refuses to be pickled or copied
-into a message by accident. `Scrubber` works by value: whatever text passes through it loses every
-known secret, in the shapes in which one travels (plain, base64 of `user:password`, URL-quoted).
+into a message by accident. Each that is fetched is known to `harness.scrubber` from then on.
 """
 
 from __future__ import annotations
 
-import base64
 import importlib
-import logging
 import os
 import subprocess
-import threading
-import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn, Protocol
 
 from harness.errors import MissingProgramError, UsageError
+from harness.scrubber import KNOWN, SHOWN
 
-_SHOWN: Final = "********"
 _COMMAND_TIMEOUT_S: Final = 60.0
 
 
@@ -55,13 +50,13 @@ class Secret:
         return all(ord(character) < 256 for character in self.__text)
 
     def __repr__(self) -> str:
-        return f"Secret({_SHOWN!r})"
+        return f"Secret({SHOWN!r})"
 
     def __str__(self) -> str:
-        return _SHOWN
+        return SHOWN
 
     def __format__(self, spec: str) -> str:
-        return format(_SHOWN, spec)
+        return format(SHOWN, spec)
 
     def __bool__(self) -> bool:
         return bool(self.__text)
@@ -94,6 +89,7 @@ def fetch_password(place: PasswordPlace, *, host: str) -> Secret:
         text = _from_file(place.file, host)
     else:
         raise UsageError(f"{host}: its password has no place: env, keyring, command or file")
+    KNOWN.add(text)
     return Secret(text)
 
 
@@ -154,43 +150,3 @@ def _one_line(raw: bytes, what: str) -> str:
     if "\n" in text:
         raise UsageError(f"{what} more than one line")
     return text
-
-
-class Scrubber(logging.Filter):
-    """Strikes secrets out of texts, and out of log records when installed as a filter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = threading.Lock()
-        self._needles: tuple[str, ...] = ()
-
-    def add(self, secret: Secret, *, user: str = "") -> None:
-        """Know one more secret; `user` also covers HTTP's Basic header."""
-        text = secret.reveal()
-        if not text:
-            return
-        shapes = {text, urllib.parse.quote(text, safe=""), urllib.parse.quote_plus(text)}
-        shapes.add(base64.b64encode(text.encode()).decode())
-        if user:
-            shapes.add(base64.b64encode(f"{user}:{text}".encode()).decode())
-        with self._lock:
-            # The longest first: a shape may hold a shorter one.
-            self._needles = tuple(sorted({*self._needles, *shapes}, key=len, reverse=True))
-
-    def scrub(self, text: str) -> str:
-        """Return `text` without any known secret."""
-        for needle in self._needles:
-            text = text.replace(needle, _SHOWN)
-        return text
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Scrub a log record's message and traceback; the record is always kept."""
-        message = record.getMessage()
-        scrubbed = self.scrub(message)
-        if scrubbed != message:
-            record.msg, record.args = scrubbed, ()
-        if record.exc_info:
-            record.exc_text = self.scrub(
-                record.exc_text or logging.Formatter().formatException(record.exc_info)
-            )
-        return True

@@ -12,6 +12,7 @@ from harness.errors import AuthError, RemoteCommandError
 from harness.remote.deadline import Deadline
 from harness.remote.hostpython import load_script, python_argv, script_input
 from harness.remote.shells import UTF8_CODE_PAGE
+from harness.remote.transport import Transport
 from harness.remote.winrm import WinRM
 from harness.remote.wire import DEFAULT_ENVELOPE_KIB
 
@@ -85,7 +86,7 @@ def probe(transport: WinRM, *, deadline: Deadline, python: str | None = None) ->
         envelope_kib=int(config.get("MaxEnvelopeSizekb") or DEFAULT_ENVELOPE_KIB),
         quotas={name: int(text) for name, text in config.items() if text.isdecimal()},
         code_page=_code_page(transport, deadline),
-        transparent=_transparent(transport, python, deadline) if python else None,
+        transparent=passes_every_byte(transport, python, deadline=deadline) if python else None,
         language_mode=_language_mode(transport, deadline),
         code_integrity=_code_integrity(transport, deadline),
         clock_skew_s=transport.clock_skew_s,
@@ -98,14 +99,18 @@ def _code_page(transport: WinRM, deadline: Deadline) -> int | None:
     return int(number[0]) if number else None
 
 
-def _transparent(transport: WinRM, python: str, deadline: Deadline) -> bool:
+def passes_every_byte(transport: Transport, python: str, *, deadline: Deadline) -> bool | None:
+    """Return whether the streams of a process on the host pass all bytes both ways.
+
+    `python` is an interpreter there; None where it does not run. Raises RemoteError.
+    """
     done = transport.run(
         python_argv(python),
         stdin=script_input(load_script("echo"), {"length": len(EVERY_BYTE)}) + EVERY_BYTE,
         deadline=deadline,
         idempotent=True,
     )
-    return done.exit_code == 0 and done.stdout == EVERY_BYTE
+    return done.stdout == EVERY_BYTE if done.exit_code == 0 else None
 
 
 def _language_mode(transport: WinRM, deadline: Deadline) -> str | None:

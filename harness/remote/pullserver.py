@@ -11,16 +11,22 @@ import contextlib
 import http.server
 import re
 import secrets
-import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from harness.remote.certificates import make_identity
+from harness.remote.ways import Progress
+
+HOST_NAME: Final = "lcowlab-transfer.invalid"
+"""A name that the certificate is good for too: older Windows' TLS knows no IP addresses in one.
+
+RFC 2606 keeps it out of the DNS: who uses it says which address it stands for.
+"""
 
 _RANGE: Final = re.compile(r"bytes=(\d+)-")
 _HANDSHAKE_S: Final = 10.0
@@ -29,12 +35,16 @@ _IDLE_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Where the file is to be had, and the only authority to trust for it."""
+    """Where the file is to be had, and the only authority to trust for it.
+
+    `sent` returns the bytes of the file that have left.
+    """
 
     address: str
     port: int
     path: str
     authority_pem: str
+    sent: Callable[[], int]
 
 
 def address_towards(host: str, port: int) -> str:
@@ -48,13 +58,15 @@ def address_towards(host: str, port: int) -> str:
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: str, file: Path, token: str) -> None:
+    def __init__(self, address: str, file: Path, token: str, progress: Progress | None) -> None:
         if ":" in address:
             self.address_family = socket.AF_INET6
         self.file = file
         self.size = file.stat().st_size
         self.token = token
-        identity = make_identity(address)
+        self.progress = progress
+        self.sent = 0
+        identity = make_identity(address, name=HOST_NAME)
         self.authority_pem = identity.authority_pem
         self._context = identity.context
         super().__init__((address, 0), _Handler)
@@ -81,7 +93,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         offer = self.server
-        wanted = _RANGE.fullmatch(self.headers.get("Range", ""))
+        # curl asks for no range where it has nothing yet.
+        wanted = _RANGE.fullmatch(self.headers.get("Range", "bytes=0-"))
         known = secrets.compare_digest(self.path.encode(), f"/{offer.token}".encode())
         if not known or wanted is None:
             self.send_error(404)
@@ -96,24 +109,36 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         with offer.file.open("rb") as file:
             file.seek(start)
-            shutil.copyfileobj(file, self.wfile, 1 << 20)
+            while block := file.read(1 << 20):
+                self.wfile.write(block)
+                offer.sent += len(block)
+                if offer.progress is not None:
+                    offer.progress(file.tell(), offer.size)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
         """Log nothing: the path is a secret."""
 
 
 @contextmanager
-def offer_file(file: Path, *, address: str) -> Iterator[Offer]:
+def offer_file(file: Path, *, address: str, progress: Progress | None = None) -> Iterator[Offer]:
     """Offer `file` on that address of ours, on a free port, while the context lasts.
+
+    `progress` hears what has left, for whoever cannot ask the host how much arrived.
 
     Raises OSError when the address cannot be listened on.
     """
     token = secrets.token_urlsafe(32)
-    server = _Server(address, file, token)
+    server = _Server(address, file, token, progress)
     serving = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     serving.start()
     try:
-        yield Offer(address, server.server_address[1], f"/{token}", server.authority_pem)
+        yield Offer(
+            address,
+            server.server_address[1],
+            f"/{token}",
+            server.authority_pem,
+            lambda: server.sent,
+        )
     finally:
         server.shutdown()
         server.server_close()

@@ -117,6 +117,10 @@ class WinRSShell:
         process.own_links()
         return process
 
+    def start_alone(self, argv: Sequence[str], *, deadline: Deadline) -> WinRSProcess:
+        """See `Shell.start_alone`: a connection costs a login, so it has the shell's own."""
+        return self._start(argv, receive=self._receive, send=self._receive, deadline=deadline)
+
     def _start(
         self, argv: Sequence[str], *, receive: Link, send: Link, deadline: Deadline
     ) -> WinRSProcess:

@@ -32,9 +32,7 @@ from harness.remote.deadline import Deadline
 from harness.remote.hostpython import load_script, python_argv, script_input
 from harness.remote.retries import Attempts, RetryPolicy, call_with_retries
 from harness.remote.transport import RemoteProcess, Shell, Transport
-
-Progress = Callable[[int, int], object]
-"""Takes the bytes done and those in all; called from several threads, one at a time."""
+from harness.remote.ways import Closed, Delivery, Errand, Progress, WayName
 
 _LEAST_PART: Final = 1 << 20
 _READ: Final = 1 << 20
@@ -162,7 +160,7 @@ def talking(
     transport: Transport, shell: Shell, argv: Sequence[str], deadline: Deadline
 ) -> Iterator[Talk]:
     """Give a conversation with a script on the host; it is ended with the context."""
-    process = shell.start(argv, deadline=deadline)
+    process = shell.start_alone(argv, deadline=deadline)
     try:
         yield Talk(transport.host, process, deadline)
     finally:
@@ -171,7 +169,10 @@ def talking(
 
 @dataclass(frozen=True, slots=True)
 class StreamCopier:
-    """Copies segments through a transport; `text` sends base64 where raw bytes do not pass."""
+    """Copies segments through a transport; `text` sends base64 where raw bytes do not pass.
+
+    A `Way`, and the one that is always open.
+    """
 
     transport: Transport
     python: str
@@ -180,6 +181,21 @@ class StreamCopier:
     text: bool
     policy: RetryPolicy
     attempts: Attempts
+    name: WayName = "streams"
+
+    def carry(self, errand: Errand) -> Delivery | Closed:
+        """See `Way.carry`."""
+        segments = divide(errand.size, self.streams)
+        parts = tuple(
+            f"cache/partial/{errand.sha256}.{each.index}of{len(segments)}" for each in segments
+        )
+        moved = self.upload(
+            errand.source,
+            tuple(zip(segments, parts, strict=True)),
+            deadline=errand.deadline,
+            progress=errand.progress,
+        )
+        return Delivery(parts, segments[0].length, moved)
 
     def upload(
         self,

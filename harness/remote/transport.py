@@ -71,6 +71,13 @@ class Shell(Protocol):
         """Start a process."""
         ...
 
+    def start_alone(self, argv: Sequence[str], *, deadline: Deadline) -> RemoteProcess:
+        """Start a process that has the shell, and its one connection, for itself.
+
+        One thread at a time may use it, and nothing else runs in the shell until it was closed.
+        """
+        ...
+
     def run(
         self, argv: Sequence[str], *, deadline: Deadline, stdin: bytes | None = None
     ) -> CompletedRemote:

@@ -1,4 +1,4 @@
-"""Who a connection is: Basic, NTLM and Negotiate, and the sealing that comes with the latter two.
+"""Who a connection is: Basic, NTLM, Negotiate, Kerberos, and the sealing that all but Basic bring.
 
 ::
 
@@ -30,6 +30,11 @@ from harness.winrmd.users import LogonRefusedError, UserStore
 log = logging.getLogger(__name__)
 
 _NTLM: Final = b"NTLMSSP\0"
+# The mechanism's OID in a token, DER: 1.2.840.113554.1.2.2 (RFC 4121), and Microsoft's spelling.
+_KERBEROS: Final = (
+    b"\x2a\x86\x48\x86\xf7\x12\x01\x02\x02",
+    b"\x2a\x86\x48\x82\xf7\x12\x01\x02\x02",
+)
 _NEGOTIATE_MESSAGE, _AUTHENTICATE_MESSAGE = 1, 3
 _AV_END, _AV_CHANNEL_BINDINGS = 0, 10
 
@@ -91,6 +96,7 @@ class ConnectionAuth:
         self._level = level
         self._end_point = end_point
         self._context: spnego.ContextProxy | None = None
+        self._sealing = seal.SPNEGO
         self.user: str | None = None
 
     @property
@@ -116,6 +122,7 @@ class ConnectionAuth:
             return self.refuse()
         if scheme is AuthScheme.BASIC:
             return self._basic(token)
+        self._sealing = seal.KERBEROS if scheme is AuthScheme.KERBEROS else seal.SPNEGO
         return self._negotiate(name, token)
 
     def _basic(self, token: bytes) -> Answer:
@@ -136,7 +143,7 @@ class ConnectionAuth:
         try:
             if self._context is None or self._context.complete or begins:
                 self.user = None
-                self._context = self._users.acceptor(raw_ntlm=raw)
+                self._context = self._acceptor(name, token, raw_ntlm=raw)
             context = self._context
             reply = self._users.step(context, token)
         except LogonRefusedError as error:
@@ -145,11 +152,22 @@ class ConnectionAuth:
         spoken = f"{name} {base64.b64encode(reply).decode()}" if reply else ""
         if not context.complete:
             return Answer(False, (spoken or name,))
-        user = self._users.spelled(context.client_principal or "")
+        user = self._users.proved(context)
         if user is None:
             return self.refuse()
         self.user = user
         return Answer(True, (spoken,) if spoken else ())
+
+    def _acceptor(self, name: str, token: bytes, *, raw_ntlm: bool) -> spnego.ContextProxy:
+        """Return a new context for the first token of a login. Raises LogonRefusedError."""
+        if raw_ntlm:
+            return self._users.acceptor("ntlm")
+        kerberos = name.lower() == AuthScheme.KERBEROS.value
+        bound = self._end_point if self._level is not ChannelBindings.NONE else None
+        # NTLM's are looked at in the token; those of a ticket only its context can read.
+        optimistic = next((oid for oid in _KERBEROS if oid in token), None) is not None
+        end_point = bound if kerberos or (optimistic and _NTLM not in token) else None
+        return self._users.acceptor("kerberos" if kerberos else "negotiate", end_point=end_point)
 
     def _bindings_fit(self, token: bytes) -> bool:
         if self._end_point is None or self._level is ChannelBindings.NONE:
@@ -185,4 +203,4 @@ class ConnectionAuth:
         assert self._context is not None
         wrapped = self._context.wrap_winrm(envelope)
         part = seal.SealedPart(wrapped.header, wrapped.data, len(envelope) + wrapped.padding_length)
-        return seal.frame([part])
+        return seal.frame([part], protocol=self._sealing)

@@ -11,10 +11,11 @@ import ipaddress
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from harness.errors import UsageError
+from harness.errors import MissingProgramError, UsageError
 from harness.winrmd.knobs import Knobs
 from harness.winrmd.programs import Program
 
@@ -27,6 +28,7 @@ class AuthScheme(enum.Enum):
     BASIC = "basic"
     NTLM = "ntlm"
     NEGOTIATE = "negotiate"
+    KERBEROS = "kerberos"
 
     @property
     def challenge(self) -> str:
@@ -35,11 +37,16 @@ class AuthScheme(enum.Enum):
             AuthScheme.BASIC: 'Basic realm="WSMAN"',
             AuthScheme.NTLM: "NTLM",
             AuthScheme.NEGOTIATE: "Negotiate",
+            AuthScheme.KERBEROS: "Kerberos",
         }[self]
 
 
 class ChannelBindings(enum.Enum):
-    """CbtHardeningLevel: what is asked of NTLM and Negotiate inside of TLS."""
+    """CbtHardeningLevel: what is asked of NTLM and Negotiate inside of TLS.
+
+    Of Kerberos, wrong ones are refused at either level: MIT's acceptor does not tell which tickets
+    came without.
+    """
 
     NONE = "none"  # not looked at
     RELAXED = "relaxed"  # wrong ones are refused, missing ones accepted: the default of Windows
@@ -77,6 +84,18 @@ class TlsFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class KerberosKeys:
+    """What tickets are accepted with: the service's keys, and the realm whose users are ours.
+
+    The keytab holds principals such as HTTP/host and WSMAN/host; a ticket for a user of `realm`
+    is that user of the endpoint, whose password is not asked then.
+    """
+
+    keytab: Path
+    realm: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointConfig:
     """One endpoint. `users` maps names to passwords and belongs to this server alone.
 
@@ -92,6 +111,7 @@ class EndpointConfig:
     machine: str = "WINRMD"
     auth: tuple[AuthScheme, ...] = (AuthScheme.NEGOTIATE, AuthScheme.NTLM, AuthScheme.BASIC)
     tls: TlsFiles | None = None
+    kerberos: KerberosKeys | None = None
     allow_unencrypted: bool = False
     channel_bindings: ChannelBindings = ChannelBindings.RELAXED
     beyond_loopback: bool = False
@@ -109,7 +129,13 @@ class EndpointConfig:
             if any(character in name for character in ':\\\r\n"/[]|<>+=;,?*@'):
                 raise UsageError(f"Windows allows no such user name: {name!r}")
         if not self.auth:
-            raise UsageError("an endpoint needs a way to authenticate: basic, ntlm or negotiate")
+            raise UsageError(
+                "an endpoint needs a way to authenticate: basic, ntlm, negotiate or kerberos"
+            )
+        if AuthScheme.KERBEROS in self.auth and self.kerberos is None:
+            raise UsageError("kerberos needs a keytab and a realm: --keytab FILE --realm NAME")
+        if self.kerberos is not None and find_spec("gssapi") is None:
+            raise MissingProgramError("gssapi", install="pip install lcowlab[kerberos]")
         if not self.beyond_loopback and not _is_loopback(self.address):
             raise UsageError(
                 f"{self.address} is not a loopback address: whoever reaches this endpoint and "
@@ -189,8 +215,8 @@ def config_xml(config: EndpointConfig, quotas: Quotas, *, port: int) -> str:
         f"{element('MaxConnections')}"
         "<cfg:MaxPacketRetrievalTimeSeconds>120</cfg:MaxPacketRetrievalTimeSeconds>"
         f"<cfg:AllowUnencrypted>{str(config.allow_unencrypted).lower()}</cfg:AllowUnencrypted>"
-        f"<cfg:Auth><cfg:Basic>{auth(AuthScheme.BASIC)}</cfg:Basic><cfg:Kerberos>false"
-        f"</cfg:Kerberos><cfg:Negotiate>{auth(AuthScheme.NEGOTIATE)}</cfg:Negotiate>"
+        f"<cfg:Auth><cfg:Basic>{auth(AuthScheme.BASIC)}</cfg:Basic><cfg:Kerberos>"
+        f"{auth(AuthScheme.KERBEROS)}</cfg:Kerberos><cfg:Negotiate>{auth(AuthScheme.NEGOTIATE)}</cfg:Negotiate>"
         "<cfg:Certificate>false</cfg:Certificate><cfg:CredSSP>false</cfg:CredSSP>"
         f"<cfg:CbtHardeningLevel>{config.channel_bindings.value.capitalize()}"
         "</cfg:CbtHardeningLevel></cfg:Auth>"

@@ -119,8 +119,10 @@ class Job:
         if sys.platform != "win32":
             try:
                 found = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-            except ChildProcessError:  # `end` came first and has reaped it
-                return windows_exit_code(process.wait())
+            except ChildProcessError:
+                # `end` came first and has reaped it, or does so now; or a stranger did.
+                with self._lock:
+                    return windows_exit_code(_reap(process))
             assert found is not None
             code = found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
         else:
@@ -138,7 +140,7 @@ class Job:
         self._signal(_KILL)
         with self._lock:
             for process in self._processes:
-                process.wait()
+                _reap(process)
             self._processes.clear()
 
     def _signal(self, number: int) -> None:
@@ -149,6 +151,21 @@ class Job:
                         os.killpg(process.pid, number)
                     else:
                         process.terminate()
+
+
+def _reap(process: subprocess.Popen[bytes]) -> int:
+    """Return the status of a process that has ended or was killed; it is no zombie afterwards.
+
+    `Popen.wait` says 0 of a process that somebody else reaped: a success that nobody saw. Here it
+    counts as killed.
+    """
+    if sys.platform != "win32" and process.returncode is None:
+        try:
+            _, status = os.waitpid(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        except ChildProcessError:
+            process.returncode = -_KILL
+    return process.wait()
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from typing import ClassVar, Final
 from harness.errors import ProtocolError
 
 SPNEGO: Final = "application/HTTP-SPNEGO-session-encrypted"
+KERBEROS: Final = "application/HTTP-Kerberos-session-encrypted"
 _BOUNDARY: Final = "Encrypted Boundary"
 _HEAD: Final = re.compile(
     rb"--Encrypted Boundary\r\n"

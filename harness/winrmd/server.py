@@ -87,7 +87,7 @@ class WinRmServer:
         self.tls: ssl.SSLContext | None = None
         self.shells = ShellTable()
         self._handlers = (*resources, CmdShells(config))
-        self._users = UserStore(config.users, machine=config.machine)
+        self._users = UserStore(config.users, machine=config.machine, kerberos=config.kerberos)
         self._quotas = config.quotas
         self._boot = Boot.first()
         self._end_point: bytes | None = None

@@ -4,7 +4,8 @@ pyspnego's NTLM acceptor finds its users in the file that NTLM_USER_FILE names i
 of the whole process, and reads it while it steps. Two endpoints in one process must not see each
 other's users (of one name, perhaps), so every step runs under one lock of the process with the
 variable pointing to the store of that endpoint, and puts back what was there. The store holds NT
-hashes, never passwords, in a folder that only this user can read.
+hashes, never passwords, in a folder that only this user can read. The keytab of Kerberos is named
+by KRB5_KTNAME in the same way.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from typing import Final, Self
 
 import spnego
 from spnego._ntlm_raw.crypto import ntowfv1  # its user file needs the hash; there is no public name
+from spnego.channel_bindings import GssChannelBindings
+from spnego.exceptions import SpnegoError
 
 from harness.errors import HarnessError
+from harness.winrmd.config import KerberosKeys
 
 _VARIABLE: Final = "NTLM_USER_FILE"
+_KEYTAB: Final = "KRB5_KTNAME"
 # The environment belongs to the process: so does the lock that guards this use of it.
 _environment_lock = threading.Lock()
 
@@ -42,9 +47,12 @@ class UserStore:
     A context manager: the file for NTLM exists inside of it.
     """
 
-    def __init__(self, users: Mapping[str, str], *, machine: str) -> None:
+    def __init__(
+        self, users: Mapping[str, str], *, machine: str, kerberos: KerberosKeys | None = None
+    ) -> None:
         self._passwords = {name.lower(): (name, word) for name, word in users.items()}
         self._machine = machine
+        self._kerberos = kerberos
         self._folder: Path | None = None
 
     def __enter__(self) -> Self:
@@ -81,9 +89,15 @@ class UserStore:
         right = hmac.compare_digest(expected.encode(), password.encode())
         return found[0] if found is not None and right else None
 
-    def spelled(self, principal: str) -> str | None:
-        """Return the configured name of a principal that NTLM has proved, or None."""
-        found = self._passwords.get(self._bare(principal))
+    def proved(self, context: spnego.ContextProxy) -> str | None:
+        """Return the configured name of whom a complete context has proved, or None."""
+        principal = context.client_principal or ""
+        if context.negotiated_protocol == "kerberos":
+            name, _, realm = principal.rpartition("@")
+            ours = self._kerberos is not None and realm == self._kerberos.realm
+            found = self._passwords.get(name.lower()) if ours else None
+        else:
+            found = self._passwords.get(self._bare(principal))
         return None if found is None else found[0]
 
     @staticmethod
@@ -95,26 +109,39 @@ class UserStore:
         """Make these users the ones that pyspnego's acceptor sees."""
         if self._folder is None:
             raise RuntimeError("the user store is not open")
+        wanted = {_VARIABLE: str(self._folder / "users")}
+        if self._kerberos is not None:
+            wanted[_KEYTAB] = f"FILE:{self._kerberos.keytab}"
         with _environment_lock:
-            before = os.environ.get(_VARIABLE)
-            os.environ[_VARIABLE] = str(self._folder / "users")
+            before = {name: os.environ.get(name) for name in wanted}
+            os.environ.update(wanted)
             try:
                 yield
             finally:
-                if before is None:
-                    del os.environ[_VARIABLE]
-                else:
-                    os.environ[_VARIABLE] = before
+                for name, value in before.items():
+                    if value is None:
+                        del os.environ[name]
+                    else:
+                        os.environ[name] = value
 
-    def acceptor(self, *, raw_ntlm: bool) -> spnego.ContextProxy:
-        """Return a new security context, for raw NTLM tokens or for SPNEGO ones."""
+    def acceptor(self, protocol: str, *, end_point: bytes | None = None) -> spnego.ContextProxy:
+        """Return a new security context for raw `ntlm`, raw `kerberos`, or SPNEGO (`negotiate`).
+
+        `end_point` is the TLS channel binding that a Kerberos ticket must fit. Raises
+        LogonRefusedError where there are no keys for it.
+        """
         # Python's own implementations on every system: the users are ours, not the machine's.
-        if raw_ntlm:
-            protocol, options = "ntlm", spnego.NegotiateOptions.use_ntlm
-        else:
-            protocol, options = "negotiate", spnego.NegotiateOptions.use_negotiate
+        options = {
+            "ntlm": spnego.NegotiateOptions.use_ntlm,
+            "kerberos": spnego.NegotiateOptions.use_gssapi,
+            "negotiate": spnego.NegotiateOptions.use_negotiate,
+        }[protocol]
+        bindings = GssChannelBindings(application_data=end_point) if end_point else None
         with self.visible():
-            return spnego.server(protocol=protocol, options=options)
+            try:
+                return spnego.server(protocol=protocol, options=options, channel_bindings=bindings)
+            except (SpnegoError, ImportError) as error:
+                raise LogonRefusedError(str(error)) from error
 
     def step(self, context: spnego.ContextProxy, token: bytes) -> bytes | None:
         """Return the context's answer to a token. Raises LogonRefusedError."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from harness.winrmd.cmdlets import Machine
 from harness.winrmd.programs import Program, ProgramCall
+from harness.winrmd.tools.certutil import certutil
 from harness.winrmd.tools.console import Tool
 from harness.winrmd.tools.icacls import icacls
 from harness.winrmd.tools.schtasks import schtasks
@@ -18,6 +19,7 @@ from harness.winrmd.tools.settings import bcdedit, powercfg, secedit, wevtutil
 TOOLS: Final[Mapping[str, Tool]] = MappingProxyType(
     {
         "bcdedit": bcdedit,
+        "certutil": certutil,
         "icacls": icacls,
         "net": net,
         "powercfg": powercfg,

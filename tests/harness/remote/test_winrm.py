@@ -229,9 +229,15 @@ def test_a_restart_between_two_commands_is_not_noticed(sealed: PretendHost, win:
 
 
 def test_a_restart_under_a_command_is_told(sealed: PretendHost, win: WinRM) -> None:
-    threading.Timer(0.6, sealed.server.reboot).start()
+    def reboot_once_it_runs() -> None:
+        began = time.monotonic()
+        while runs(sealed) == 0 and time.monotonic() - began < SOON:
+            time.sleep(0.02)
+        sealed.server.reboot()
+
+    threading.Thread(target=reboot_once_it_runs).start()
     with pytest.raises((ShellGoneError, ConnectionLostError)) as caught:
-        win.run(python(f"{APPEND};import time;time.sleep(30)"), deadline=soon())
+        win.run(python(f"{APPEND};import time;time.sleep(60)"), deadline=Deadline.after(2 * SOON))
     assert caught.value.maybe_ran
     assert runs(sealed) == 1
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
@@ -21,6 +22,7 @@ from pypsrp.wsman import WSMan
 from harness.errors import UsageError
 from harness.winrmd import faults
 from harness.winrmd.config import AuthScheme, EndpointConfig, Quotas
+from harness.winrmd.connection import ConnectionHandler
 from harness.winrmd.knobs import Strike, Trouble
 from harness.winrmd.server import WinRmServer
 from harness.winrmd.soap import NAMESPACES, SHELL_URI, parse_xml
@@ -141,6 +143,57 @@ def test_quotas_are_read_and_changed_through_winrm_config(make_endpoint: MakeEnd
     assert post(server, put)[0] == 200
     assert server.quotas == replace(server.config.quotas, max_shells_per_user=50)
     assert post(server, put.replace(b">50<", b">many<"))[0] == 500
+
+
+def test_connections_beyond_the_quota_are_cut(make_endpoint: MakeEndpoint) -> None:
+    server = make_endpoint(quotas=Quotas(max_connections=1))
+
+    def ask() -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        kept.callback(connection.close)
+        connection.request("GET", "/wsman")
+        return connection.getresponse().status
+
+    with contextlib.ExitStack() as kept:
+        assert ask() == 405
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+            ask()
+    deadline = time.monotonic() + 20
+    while True:  # the endpoint hears a moment later that the first is gone
+        with contextlib.ExitStack() as kept, contextlib.suppress(ConnectionError):
+            assert ask() == 405
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_operation_takes_no_longer_than_the_endpoint_allows(
+    make_endpoint: MakeEndpoint,
+) -> None:
+    server = make_endpoint(quotas=Quotas(max_timeout_ms=500))
+    with shell(server, operation_timeout=60, read_timeout=90) as opened:
+        process = Process(opened, 'python -c "import sys; sys.stdin.read()"')
+        process.begin_invoke()
+        began = time.monotonic()
+        with pytest.raises(WSManFaultError) as caught:
+            opened.receive("stdout stderr", process.id)
+        assert caught.value.code == 2150858793
+        assert time.monotonic() - began < 45  # and not the 60 s that were asked for
+
+
+def test_an_answer_that_nobody_takes_leaves_no_descriptor() -> None:
+    """What keeps a stream open keeps the connection's descriptor."""
+    here, there = socket.socketpair()
+    handler = ConnectionHandler.__new__(ConnectionHandler)
+    handler.request = handler.connection = handler._raw = here
+    handler.endpoint = SimpleNamespace(left=lambda _connection: None)
+    handler.rfile = here.makefile("rb")
+    handler.wfile = here.makefile("wb", 1 << 16)  # type: ignore[assignment]
+    handler.wfile.write(b"an answer")
+    there.close()
+    handler.finish()
+    assert handler.rfile.closed
+    assert here.fileno() == -1
 
 
 def test_an_envelope_that_is_too_large_gets_413(make_endpoint: MakeEndpoint) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,9 +143,6 @@ def test_ctrl_c_shows_as_windows_shows_it(start: Start) -> None:
 
 def test_who_waits_for_output_is_woken_when_the_command_is_closed(start: Start) -> None:
     command = start("exec sleep 60")
-
-    import threading
-
     threading.Timer(0.1, command.close).start()
     with pytest.raises(WsmanFault) as caught:
         receive(command)
@@ -164,6 +162,48 @@ def test_held_output_comes_with_the_end(start: Start) -> None:
     received = command.receive(_BOTH, limit=1000, deadline=deadline, hold_s=2)
     assert [chunk.data for chunk in received.chunks if not chunk.end] == [b"a\nb\n"]
     assert received.exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has nothing to reap")
+def test_a_process_that_somebody_else_reaped_is_not_said_to_have_succeeded(
+    start: Start, tmp_path: Path
+) -> None:
+    def run(io: Descriptors, job: Job) -> int:
+        argv = ["/bin/sh", "-c", "exit 7"]
+        process = job.start(argv, directory=tmp_path, environment=os.environ, descriptors=io)
+        os.waitpid(process.pid, 0)
+        return job.wait(process)
+
+    assert everything(start(body=run))[2] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has nothing to reap")
+def test_who_waits_while_the_job_is_ended_is_told_of_the_kill(tmp_path: Path) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    codes: list[int] = []
+    try:
+        for _ in range(20):
+            job = Job()
+            process = job.start(
+                ["/bin/sleep", "60"],
+                directory=tmp_path,
+                environment=os.environ,
+                descriptors=Descriptors(null, null, null),
+            )
+            waiting = [
+                threading.Thread(
+                    target=lambda *both: codes.append(both[0].wait(both[1])), args=both
+                )
+                for both in [(job, process)] * 3
+            ]
+            for thread in waiting:
+                thread.start()
+            job.end()
+            for thread in waiting:
+                thread.join()
+    finally:
+        os.close(null)
+    assert codes == [1] * 60
 
 
 def test_a_body_that_breaks_ends_the_command(
