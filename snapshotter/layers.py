@@ -13,6 +13,7 @@ from snapshotter.errors import (
 )
 from snapshotter.mounts import LAYER_NAME, LCOW_LAYER, Mount
 from snapshotter.platform import Platform, local_platform
+from snapshotter.platform.patience import discard_file
 
 if TYPE_CHECKING:
     from snapshotter.ext4.layertar import ConvertedLayer
@@ -92,7 +93,7 @@ def apply_layer(
 
     converted = convert_layer(stream, file)
     if diff_id is not None and converted.diff_id != diff_id:
-        file.unlink(missing_ok=True)
+        discard_file(file)
         raise DigestMismatchError(
             "uncompressed layer tar", expected=diff_id, actual=converted.diff_id
         )

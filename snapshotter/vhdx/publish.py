@@ -11,7 +11,7 @@ from pathlib import Path
 
 from snapshotter.blockio import BlockFile, DiskContent, LocalBlockFile
 from snapshotter.errors import AlreadyExistsError, UnavailableError
-from snapshotter.platform.patience import patiently
+from snapshotter.platform.patience import discard_file, patiently
 from snapshotter.vhdx.format import IDENTIFIER_AREA
 
 _CLOSE_ON_EXEC: int = getattr(os, "O_CLOEXEC", 0)
@@ -72,7 +72,7 @@ def staged_file(
     except OSError as error:
         raise UnavailableError(f"cannot write {target}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        discard_file(temporary)  # it is gone where it has become `path`
 
 
 if sys.platform == "win32":
@@ -115,7 +115,7 @@ def write_new(path: Path, content: DiskContent, *, durable: bool) -> None:
         finally:
             file.close()
     except BaseException:
-        path.unlink(missing_ok=True)
+        discard_file(path)
         raise
 
 
