@@ -7,7 +7,9 @@ its own are read and checked by this package, and it merges a child of ours into
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
@@ -43,6 +45,9 @@ MERGED: Final = "merged.vhdx"
 _WHOLE: Final = 128 * MIB
 """Disks up to this size are compared from end to end, larger ones where they have data."""
 _STEP: Final = MIB
+_DEVICE_WAIT_S: Final = 10.0
+"""Attaching returns when the disk is there, its device may come a moment later."""
+_DEVICE_PAUSE_S: Final = 0.05
 _SCRATCH_SIZE: Final = 20 * GIB
 
 
@@ -146,8 +151,7 @@ class CrossCheck:
     def _compare_content(
         self, name: str, stretches: Iterable[tuple[int, int, bytes]], device: str
     ) -> None:
-        # Unbuffered: a disk is read in whole sectors.
-        with open(device, "rb", buffering=0) as reader:
+        with _open_device(device) as reader:
             for offset, length, digest in stretches:
                 self.compared += 1
                 reader.seek(offset)
@@ -194,6 +198,19 @@ class CrossCheck:
             if code is None:
                 raise  # the folder's fault, or ours
             self._differ(disk, "Windows refuses it", "fine", f"{error.strerror} ({code:#x})")
+
+
+def _open_device(device: str) -> io.FileIO:
+    """Open a disk that may have to be announced yet. Raises OSError."""
+    deadline = time.monotonic() + _DEVICE_WAIT_S
+    while True:
+        try:
+            # Unbuffered: a disk is read in whole sectors.
+            return io.FileIO(device, "rb")
+        except FileNotFoundError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_DEVICE_PAUSE_S)
 
 
 def _facts(path: Path) -> _Facts:

@@ -109,25 +109,31 @@ class Kernel32(Protocol):
     def last_error(self) -> int: ...
 
 
+_HANDLE, _DWORD, _POINTER = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
+
+PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
+    "CreateFileW": (
+        *(_HANDLE, ctypes.c_wchar_p, _DWORD, _DWORD),
+        *(_POINTER, _DWORD, _DWORD, _HANDLE),
+    ),
+    "ReadFile": (ctypes.c_int, _HANDLE, _POINTER, _DWORD, _POINTER, _POINTER),
+    "WriteFile": (ctypes.c_int, _HANDLE, _POINTER, _DWORD, _POINTER, _POINTER),
+    "FlushFileBuffers": (ctypes.c_int, _HANDLE),
+    "GetFileSizeEx": (ctypes.c_int, _HANDLE, _POINTER),
+    "SetFileInformationByHandle": (ctypes.c_int, _HANDLE, ctypes.c_int, _POINTER, _DWORD),
+    "DeviceIoControl": (
+        *(ctypes.c_int, _HANDLE, _DWORD, _POINTER, _DWORD),
+        *(_POINTER, _DWORD, _POINTER, _POINTER),
+    ),
+    "CloseHandle": (ctypes.c_int, _HANDLE),
+}
+"""Result and arguments of each function."""
+
 if sys.platform == "win32":
 
     def _load() -> Kernel32:
         library: Any = ctypes.WinDLL("kernel32", use_last_error=True)
-        handle, dword, pointer = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
-        prototypes = {
-            "CreateFileW": (handle, ctypes.c_wchar_p, dword, dword, pointer, dword, dword, handle),
-            "ReadFile": (ctypes.c_int, handle, pointer, dword, pointer, pointer),
-            "WriteFile": (ctypes.c_int, handle, pointer, dword, pointer, pointer),
-            "FlushFileBuffers": (ctypes.c_int, handle),
-            "GetFileSizeEx": (ctypes.c_int, handle, pointer),
-            "SetFileInformationByHandle": (ctypes.c_int, handle, ctypes.c_int, pointer, dword),
-            "DeviceIoControl": (
-                *(ctypes.c_int, handle, dword, pointer, dword),
-                *(pointer, dword, pointer, pointer),
-            ),
-            "CloseHandle": (ctypes.c_int, handle),
-        }
-        for name, (result, *arguments) in prototypes.items():
+        for name, (result, *arguments) in PROTOTYPES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
         library.last_error = ctypes.get_last_error

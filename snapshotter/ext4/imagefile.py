@@ -18,7 +18,7 @@ from typing import Final, NoReturn, Self
 
 from snapshotter.errors import UnavailableError
 from snapshotter.ext4.format import BLOCK_SIZE
-from snapshotter.platform.patience import patiently
+from snapshotter.platform.patience import discard_file, patiently
 from snapshotter.units import MIB
 
 _MAX_VECTOR: Final = 1024  # IOV_MAX of Linux
@@ -61,7 +61,7 @@ class ImageFile:
             yield image
         finally:
             image._close()
-            temporary.unlink(missing_ok=True)  # after `publish` it is gone
+            discard_file(temporary)  # after `publish` it is gone
 
     def start_at(self, block: int) -> None:
         """Leave the blocks before `block` for `write_head`."""

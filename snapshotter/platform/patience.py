@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from snapshotter.platform.winerror import BUSY, winerror_of
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_BUSY_WAIT_S: Final = 1.0
 """A virus scanner has a new file open for tenths of a second; a utility VM, for hours."""
@@ -46,3 +50,14 @@ def patiently(rename: Callable[[], object], *, bound_s: float = DEFAULT_BUSY_WAI
                 raise
         else:
             return
+
+
+def discard_file(path: Path, *, bound_s: float = DEFAULT_BUSY_WAIT_S) -> None:
+    """Delete a file of ours that came to nothing, where it is there, as `patiently` does.
+
+    A failure is logged and not raised: there is an error under way that says more.
+    """
+    try:
+        patiently(lambda: path.unlink(missing_ok=True), bound_s=bound_s)
+    except OSError as error:
+        _log.warning("cannot delete %s: %s; delete it", path, error)

@@ -14,6 +14,7 @@ What is left to other users of the machine is to occupy connections, as with any
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import socket
 import sys
@@ -23,6 +24,8 @@ from typing import Any, Final, Protocol
 from urllib.parse import unquote
 
 import grpc
+
+_log = logging.getLogger(__name__)
 
 LOOPBACK: Final = "127.0.0.1"
 _PEER: Final = re.compile(r"(?:ipv4:127\.0\.0\.1|ipv6:\[::ffff:127\.0\.0\.1\]):([0-9]+)")
@@ -43,6 +46,7 @@ class AnnouncedPeers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ports: frozenset[int] = frozenset()  # read without the lock, by every call
+        self._told = False
 
     def announce(self, port: int) -> None:
         """Serve calls from this source port from now on; the caller holds it."""
@@ -76,6 +80,9 @@ class AnnouncedPeers:
     def _check(self, call: _Call) -> None:
         found = _PEER.fullmatch(unquote(call.peer()))
         if found is None or int(found[1]) not in self._ports:
+            if not self._told:  # once: whoever does it may do it often
+                self._told = True
+                _log.warning("%s dials the port behind the named pipe; it is refused", call.peer())
             call.abort(
                 grpc.StatusCode.PERMISSION_DENIED,
                 "this port is for the server itself; connect to its named pipe",

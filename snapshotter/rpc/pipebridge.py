@@ -84,15 +84,23 @@ class PipeBridge:
                 self._stopped.wait(_PAUSE_S)
                 continue
             refused = ""
-            relay = _Relay(client)
-            with self._changed:
-                self._relays.add(relay)
-            threading.Thread(target=self._serve, args=(relay,), name="pipe", daemon=True).start()
+            self._begin(_Relay(client))
+
+    def _begin(self, relay: _Relay) -> None:
+        with self._changed:
+            self._relays.add(relay)
+        serving = threading.Thread(target=self._serve, args=(relay,), name="pipe", daemon=True)
+        try:
+            serving.start()
+        except RuntimeError as error:  # the system gives no more threads
+            _log.warning("a client of %s is refused: %s", self._listener.path, error)
+            relay.cut()
+            self._serve(relay)
 
     def _serve(self, relay: _Relay) -> None:
         try:
             relay.run(self._port, self._peers)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             _log.warning("a client of %s is lost: %s", self._listener.path, error)
         finally:
             with self._changed:

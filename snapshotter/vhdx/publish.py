@@ -13,7 +13,7 @@ from typing import Final
 
 from snapshotter.blockio import BlockFile, DiskContent, LocalBlockFile
 from snapshotter.errors import AlreadyExistsError, UnavailableError
-from snapshotter.platform.patience import patiently
+from snapshotter.platform.patience import discard_file, patiently
 from snapshotter.units import MIB
 from snapshotter.vhdx.format import IDENTIFIER_AREA
 
@@ -79,7 +79,7 @@ def staged_file(
     except OSError as error:
         raise UnavailableError(f"cannot write {target}: {error.strerror}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        discard_file(temporary)  # it is gone where it has become `path`
 
 
 if sys.platform == "win32":
@@ -134,7 +134,7 @@ def create_new(path: Path, write: Callable[[LocalBlockFile], None], *, durable: 
         finally:
             file.close()
     except BaseException:
-        path.unlink(missing_ok=True)
+        discard_file(path)
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ def check_arguments(declared: Sequence[Any], arguments: Sequence[object]) -> Non
     """Raise as ctypes does where arguments are not what a prototype takes."""
     assert len(arguments) == len(declared)
     for argument, kind in zip(arguments, declared, strict=True):
-        if not hasattr(argument, "_obj"):  # byref: only a foreign function takes it apart
+        if not hasattr(argument, "_obj"):
             kind.from_param(argument)
+        elif kind is not ctypes.c_void_p:  # byref, which only a foreign function takes apart
+            assert isinstance(argument._obj, kind._type_), (argument._obj, kind)
 
 
 class ForeignFunction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -137,6 +138,22 @@ def test_a_single_byte_of_content_that_differs_is_found(
     (found,) = run(windows, work, {disk})
     assert found.disk == disk
     assert found.what.startswith("content from ")
+
+
+def test_a_device_that_comes_a_moment_later_is_waited_for(
+    windows: FakeVirtDisk, work: Path
+) -> None:
+    late: list[threading.Thread] = []
+
+    def hide(device: Path) -> None:
+        away = device.with_suffix(".away")
+        device.rename(away)
+        late.append(threading.Timer(0.1, lambda: away.rename(device)))
+        late[-1].start()
+
+    windows.spoil = hide
+    assert run(windows, work, {"layer.vhd"}) == []
+    late[0].join()
 
 
 def test_a_file_that_windows_changes_though_it_only_reads_is_a_difference(

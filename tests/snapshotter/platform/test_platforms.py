@@ -10,7 +10,7 @@ import pytest
 
 from snapshotter.platform import Platform, local_platform
 from snapshotter.platform.links import probe_links
-from snapshotter.platform.patience import patiently
+from snapshotter.platform.patience import discard_file, patiently
 from snapshotter.platform.posix import PosixPlatform
 from snapshotter.platform.windows import WindowsPlatform, extended
 from snapshotter.platform.winerror import windows_error, winerror_of
@@ -248,6 +248,36 @@ def test_patience_ends(error: OSError) -> None:
         patiently(rename, bound_s=0.03)
     assert caught.value is error
     assert (calls > 1) == (winerror_of(error) == 32)
+
+
+class Scanned(type(Path())):  # type: ignore[misc] # the system's own kind of path
+    """A file that a scanner has open for the next few attempts to delete it."""
+
+    left = 0
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        if type(self).left:
+            type(self).left -= 1
+            raise windows_error(32, str(self))
+        super().unlink(missing_ok)
+
+
+def test_a_file_that_came_to_nothing_is_deleted_when_a_scanner_lets_go(tmp_path: Path) -> None:
+    path = Scanned(tmp_path / "f")
+    path.write_text("x")
+    Scanned.left = 3
+    discard_file(path)
+    assert (Scanned.left, list(tmp_path.iterdir())) == (0, [])
+    discard_file(path)  # there is none
+
+
+def test_a_file_that_cannot_be_deleted_hides_no_other_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "f").mkdir()
+    discard_file(tmp_path / "f", bound_s=0)
+    assert (tmp_path / "f").is_dir()
+    assert str(tmp_path / "f") in caplog.text
 
 
 def test_only_long_paths_are_spelled_differently() -> None:

@@ -223,6 +223,28 @@ def test_a_system_short_of_something_is_told_of_once_and_asked_again(
     assert caplog.text.count("cannot take clients") == 1
 
 
+def test_a_system_without_threads_refuses_a_client_and_serves_the_next_one(
+    computer: FakePipes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Plain(computer)
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        patched.setattr(threading.Thread, "start", _no_more_threads)
+        with computer.dial(PIPE) as refused:
+            refused.settimeout(30)
+            assert received(refused) == b""
+        assert "is refused" in caplog.text
+    plain.door.accept()[0].close()  # the hop of the refused one
+    client, inner = plain.connect()
+    with client, inner:
+        client.sendall(b"next")
+        assert inner.recv(100) == b"next"
+    assert plain.close()
+
+
+def _no_more_threads(thread: threading.Thread) -> None:
+    raise RuntimeError(f"can't start new thread {thread.name}")
+
+
 def test_a_port_is_trusted_while_the_connection_is_held_and_no_longer() -> None:
     class Caller:
         """A call from a source port."""
@@ -298,7 +320,7 @@ def pipe_endpoint(computer: FakePipes) -> PipeEndpoint:
 
 
 def test_another_user_of_the_machine_is_refused_at_the_loopback_port(
-    windows: Snapshotter, computer: FakePipes
+    windows: Snapshotter, computer: FakePipes, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint = pipe_endpoint(computer)
     server = Server.start(endpoint, [SnapshotsService(windows)])
@@ -325,6 +347,7 @@ def test_another_user_of_the_machine_is_refused_at_the_loopback_port(
             list(stream(messages.ListSnapshotsRequest(), timeout=30))
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert [info.name for info in windows.walk()] == ["a"]
+    assert caplog.text.count("dials the port behind the named pipe") == 1
     assert server.stop(grace_s=5)
 
 
