@@ -30,12 +30,13 @@ from harness.faults.service import FaultyComputeService
 from harness.hcs.document import ComputeSystem, lcow_document
 from harness.hcs.hcsservice import HcsComputeService
 from harness.hcs.service import ComputeService
-from harness.hcs.streams import ListenHyperV, listen_hyperv
+from harness.hcs.streams import listen_hyperv
 from harness.hcs.windowshost import WindowsHost, this_windows
 from harness.hosts.onhost.agent import identity
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
 from harness.image.exported import VARIABLE, demo_in, open_image
+from harness.nativedisks import check_native_disks
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.kvm import Accelerator, AcceleratorChoice
@@ -98,7 +99,7 @@ class Lab:
         snapshotter: Snapshotter,
         image: UvmImage | None,
         progress: Progress,
-        listen: ListenHyperV = listen_hyperv,
+        windows: WindowsHost | None = None,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -109,7 +110,7 @@ class Lab:
         self.owner = OWNER
         """Whom the systems made from now on belong to: the scenario that runs."""
         self._image = image
-        self._listen = listen
+        self._windows = windows
         self._real_service = service
         self._baseline = Baseline.take()
         self._lock = lock
@@ -143,15 +144,13 @@ class Lab:
         with contextlib.ExitStack() as undo:
             service: LabService
             image = None
-            listen: ListenHyperV = listen_hyperv
             backend = native_backend() if config.backend == "auto" else config.backend
             if backend == "model":
                 service = _open_model()
                 undo.callback(service.close_all)
             elif backend == "hcs":
-                host = windows or this_windows()
-                listen = host.listen
-                service = undo.enter_context(HcsComputeService(host))
+                windows = windows or this_windows()
+                service = undo.enter_context(HcsComputeService(windows))
                 image = _exported_image(config)
             else:
                 service = qemu = undo.enter_context(_service(config, config.accelerator))
@@ -169,7 +168,7 @@ class Lab:
             snapshotter=snapshotter,
             image=image,
             progress=tell,
-            listen=listen,
+            windows=windows,
         )
 
     def __enter__(self) -> Self:
@@ -245,6 +244,14 @@ class Lab:
         with files_in_vhdx(disk) as files:
             yield files
 
+    def check_disks(self) -> None:
+        """Hold disk files of ours against what Windows reads in them, on backend `hcs`.
+
+        Raises CheckFailedError naming what differs. Does nothing where there is nobody to ask.
+        """
+        if self._windows is not None and self._windows.inspect_disk is not None:
+            check_native_disks(self.directory, self._windows.inspect_disk)
+
     def demo_image(self) -> ImportedImage:
         """Return the demo image, made and imported at the first call."""
         return self.import_image(self.demo_archive())
@@ -305,7 +312,7 @@ class Lab:
             timeout_s=self.config.boot_timeout_s,
             connect=faulty_connection(self.faults),
             claims=self.claims,
-            listen=self._listen,
+            listen=self._windows.listen if self._windows else listen_hyperv,
         )
 
     def death(self) -> str:

@@ -112,6 +112,7 @@ def run(
             view.close()
         return _report(result, report=report, junit=junit, json_=json_, kept=None)
     with Lab.open(config, progress=lambda text: console.print(f"[dim]{text}[/dim]")) as lab:
+        lab.check_disks()
         lab.demo_archive()  # part of the set-up: a scenario's time is its own
         view = LiveView(console)
         try:
