@@ -24,6 +24,7 @@ from harness.cachedir import LABS, TEMPLATES, cache_directory
 from harness.capabilities import Capability, missing
 from harness.diskfiles import DiskFiles, files_in_vhdx
 from harness.errors import HarnessError, InfrastructureError, LeakError, UsageError
+from harness.exportedimage import VARIABLE, demo_in, open_image
 from harness.faults import FaultPlan
 from harness.faults.guest import faulty_connection
 from harness.faults.service import FaultyComputeService
@@ -35,7 +36,6 @@ from harness.hcs.windowshost import WindowsHost, this_windows
 from harness.hosts.onhost.agent import identity
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
-from harness.image.exported import VARIABLE, demo_in, open_image
 from harness.nativedisks import check_native_disks
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from harness.cli.exit_codes import ExitCode, exit_code_of
 from harness.errors import UsageError
+from harness.exportedimage import VARIABLE
 from harness.faults import FaultPlan
-from harness.image.exported import VARIABLE
 from harness.lab import BACKENDS, Lab, LabConfig
 from harness.qemu.kvm import AcceleratorChoice
 from harness.report.document import run_document

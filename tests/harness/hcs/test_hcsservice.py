@@ -262,7 +262,9 @@ def test_a_guest_that_dies_before_it_dials_is_told_at_once(
         next(iter(library.systems.values())).stop("UnexpectedExit")
 
     library.on_start = die
-    with pytest.raises(InfrastructureError, match=r"ended and never connected.*console ends"):
+    with pytest.raises(
+        InfrastructureError, match=r"ended before it answered.*never connected.*console"
+    ):
         UtilityVm.boot(service, document, timeout_s=120, listen=host.listen)
 
 

@@ -15,10 +15,10 @@ if sys.platform != "linux":
 
 from harness.diskfiles import DiskFiles
 from harness.errors import ImageBuildError, UsageError
+from harness.exportedimage import export_image, open_image
 from harness.hcs.windowshost import WindowsHost
 from harness.image.build import UvmImage
 from harness.image.demo import ensure_demo_image
-from harness.image.exported import export_image, open_image
 from harness.lab import Lab, LabConfig
 from harness.report.events import Outcome
 from harness.scenarios.catalogue import CATALOGUE, select
