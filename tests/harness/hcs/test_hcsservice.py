@@ -95,6 +95,8 @@ def test_a_utility_vm_boots_over_hyper_v_sockets_runs_programs_and_powers_off(
         assert "a stand-in's guest" in console_of(vm)
         gone = vm.system_id
     assert library.systems == {}
+    assert host.api.subscriptions == 0
+    assert library.late_notification() == 1, "it is dropped"
     with pytest.raises(SystemNotFoundError):
         service.properties(gone)
     assert service.enumerate() == []
