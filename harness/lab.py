@@ -23,19 +23,26 @@ from harness.audit import Baseline, mounts_below, store_leftovers
 from harness.cachedir import LABS, TEMPLATES, cache_directory
 from harness.capabilities import Capability, missing
 from harness.diskfiles import DiskFiles, files_in_vhdx
-from harness.errors import HarnessError, InfrastructureError, LeakError, UsageError
+from harness.errors import (
+    CheckFailedError,
+    HarnessError,
+    InfrastructureError,
+    LeakError,
+    UsageError,
+)
+from harness.exportedimage import VARIABLE, demo_in, open_image
 from harness.faults import FaultPlan
 from harness.faults.guest import faulty_connection
 from harness.faults.service import FaultyComputeService
+from harness.hcs.crosscheck import EVERY_RUN, CrossCheck
 from harness.hcs.document import ComputeSystem, lcow_document
 from harness.hcs.hcsservice import HcsComputeService
 from harness.hcs.service import ComputeService
-from harness.hcs.streams import ListenHyperV, listen_hyperv
+from harness.hcs.streams import listen_hyperv
 from harness.hcs.windowshost import WindowsHost, this_windows
 from harness.hosts.onhost.agent import identity
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
-from harness.image.exported import VARIABLE, demo_in, open_image
 from harness.image.flavour import Flavour
 from harness.machinekind import STANDARD_MACHINE, MachineKind, RootSource
 from harness.qemu.clones import TemplatePolicy, TemplateReport
@@ -100,7 +107,7 @@ class Lab:
         snapshotter: Snapshotter,
         image: UvmImage | None,
         progress: Progress,
-        listen: ListenHyperV = listen_hyperv,
+        windows: WindowsHost | None = None,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -111,7 +118,7 @@ class Lab:
         self.owner = OWNER
         """Whom the systems made from now on belong to: the scenario that runs."""
         self._uvm_images = {Flavour.STANDARD: image} if image else {}
-        self._listen = listen
+        self._windows = windows
         self._real_service = service
         self._baseline = Baseline.take()
         self._lock = lock
@@ -146,15 +153,13 @@ class Lab:
         with contextlib.ExitStack() as undo:
             service: LabService
             image = None
-            listen: ListenHyperV = listen_hyperv
             backend = native_backend() if config.backend == "auto" else config.backend
             if backend == "model":
                 service = _open_model()
                 undo.callback(service.close_all)
             elif backend == "hcs":
-                host = windows or this_windows()
-                listen = host.listen
-                service = undo.enter_context(HcsComputeService(host))
+                windows = windows or this_windows()
+                service = undo.enter_context(HcsComputeService(windows))
                 image = _exported_image(config)
             else:
                 service = qemu = undo.enter_context(_service(config, config.accelerator))
@@ -172,7 +177,7 @@ class Lab:
             snapshotter=snapshotter,
             image=image,
             progress=tell,
-            listen=listen,
+            windows=windows,
         )
 
     def __enter__(self) -> Self:
@@ -254,6 +259,19 @@ class Lab:
         with files_in_vhdx(disk) as files:
             yield files
 
+    def check_disks(self) -> None:
+        """Hold disk files of ours against what Windows reads in them, on backend `hcs`.
+
+        Raises CheckFailedError naming what differs. Does nothing where there is nobody to ask.
+        """
+        if self._windows is None or self._windows.virtual_disks is None:
+            return
+        if wrong := CrossCheck(self._windows.virtual_disks, disks=EVERY_RUN).run(self.directory):
+            raise CheckFailedError(
+                f"Windows reads our disks otherwise: {'; '.join(map(str, wrong))}; "
+                "`lcowlab run native-disks` compares every kind"
+            )
+
     def demo_image(self) -> ImportedImage:
         """Return the demo image, made and imported at the first call."""
         return self.import_image(self.demo_archive())
@@ -332,7 +350,7 @@ class Lab:
             timeout_s=self.config.boot_timeout_s,
             connect=faulty_connection(self.faults),
             claims=self.claims,
-            listen=self._listen,
+            listen=self._windows.listen if self._windows else listen_hyperv,
         )
 
     def death(self) -> str:

@@ -62,6 +62,7 @@ def smoke(folder: Path, *, backend: str = "auto", image: Path | None = None) -> 
         cold=image is not None,  # a saved machine of an image that was pushed serves nobody else
     )
     with Lab.open(config) as lab:
+        lab.check_disks()
         lab.begin("smoke")
         disk = lab.directory / "smoke.vhdx"
         ScratchTemplate.build(GIB).write(disk)

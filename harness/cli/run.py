@@ -14,8 +14,8 @@ from rich.console import Console
 
 from harness.cli.exit_codes import ExitCode, exit_code_of
 from harness.errors import UsageError
+from harness.exportedimage import VARIABLE
 from harness.faults import FaultPlan
-from harness.image.exported import VARIABLE
 from harness.lab import BACKENDS, Lab, LabConfig
 from harness.qemu.kvm import AcceleratorChoice
 from harness.report.document import run_document
@@ -112,6 +112,7 @@ def run(
             view.close()
         return _report(result, report=report, junit=junit, json_=json_, kept=None)
     with Lab.open(config, progress=lambda text: console.print(f"[dim]{text}[/dim]")) as lab:
+        lab.check_disks()
         lab.demo_archive()  # part of the set-up: a scenario's time is its own
         view = LiveView(console)
         try:

@@ -19,12 +19,12 @@ from rich.table import Table
 from harness.cachedir import TEMPLATES, cache_directory
 from harness.cli.exit_codes import ExitCode
 from harness.errors import HarnessError, UsageError
+from harness.exportedimage import export_image
 from harness.hcs.document import ComputeSystem
 from harness.hcs.hcsservice import HcsComputeService
 from harness.hcs.windowshost import this_windows
 from harness.image.build import ensure_image
 from harness.image.demo import ensure_demo_image
-from harness.image.exported import export_image
 from harness.lab import OWNER, Lab, LabConfig
 from harness.processes import GuestProcess
 from harness.qemu.kvm import AcceleratorChoice

@@ -311,6 +311,9 @@ OURS: Final[dict[str, Callable[[Path], None]]] = {
 }
 """What this package writes, in this order: children need their parents."""
 
+EVERY_RUN: Final = frozenset({"scratch.vhdx", "layer.vhd"})
+"""What a utility VM is given: a run on Windows starts with these."""
+
 THEIRS: Final[dict[str, Callable[[VirtDisk, Path], None]]] = {
     "windows.vhdx": lambda library, path: library.create(path, size=64 * MIB),
     "windows-blocks.vhdx": lambda library, path: library.create(

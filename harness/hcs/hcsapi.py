@@ -35,6 +35,11 @@ class HcsApi:
         self._core = core
         self._notifications = Notifications()
 
+    @property
+    def subscriptions(self) -> int:
+        """How many systems have somebody who gets their notifications."""
+        return len(self._notifications)
+
     def create(self, system_id: str, document: Mapping[str, Any], *, timeout_s: float) -> int:
         """Return the handle of a new system; on failure nothing of it is left, not even a handle.
 

@@ -60,6 +60,7 @@ from harness.hcs.windowshost import WindowsHost
 _CREATE_S: Final = 240.0  # hcsshim HCSSHIM_TIMEOUT_SYSTEMCREATE
 _QUERY_S: Final = 30.0
 _TERMINATE_S: Final = 30.0
+_LOOK_S: Final = 0.5
 _ENDED: Final = (SystemExitedError, SystemNotFoundError)
 
 
@@ -134,9 +135,9 @@ class HcsSystem:
                 self._console.start()
             self._api.start(handle, timeout_s=timeout_s)
             with self._changed:
-                if self._state is SystemState.CREATED:
+                if self._state is SystemState.CREATED:  # else it has ended meanwhile
                     self._state = SystemState.RUNNING
-                self._report(EventType.STARTED, {})
+                    self._report(EventType.STARTED, {})
 
     def modify(self, request: ModifySettingRequest, *, timeout_s: float) -> None:
         """Carry out one request; a disk is made readable for the machine first."""
@@ -267,28 +268,24 @@ class HcsSystem:
         """
         deadline = time.monotonic() + timeout_s
         with self._using(stopped_too=True) as handle:
-            with self._changed:
-                if self._has_stopped():
-                    return
-                self._forced = True
+            if self._has_stopped():
+                return
+            self._forced = True
             with contextlib.suppress(*_ENDED):
                 self._api.terminate(handle, timeout_s=timeout_s)
-            with self._changed:
-                while not self._has_stopped() and self._started:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        break
-                    self._changed.wait(left)
-                if self._has_stopped():
-                    return
-                if not self._started:  # what never ran tells no end
-                    self._exited(ExitType.FORCED, "it was terminated")
-                    return
-            self._ask(handle)
-            if not self._has_stopped():
-                raise ComputeTimeoutError(
-                    f"system {self.id} was terminated, and has not ended after {timeout_s:g} s"
-                )
+            # What never ran tells no end; whatever was missed is seen by asking.
+            look_s = _LOOK_S if self._started else 0.0
+            while not self._ended_within(look_s):
+                self._ask(handle)
+                if not self._has_stopped() and time.monotonic() >= deadline:
+                    raise ComputeTimeoutError(
+                        f"system {self.id} was terminated, and has not ended after {timeout_s:g} s"
+                    )
+                look_s = _LOOK_S
+
+    def _ended_within(self, wait_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(self._has_stopped, wait_s)
 
     def close(self) -> None:
         """Power it off and forget it: no handle, no grant, no thread stays. May be repeated.

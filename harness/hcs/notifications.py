@@ -41,6 +41,11 @@ class Notifications:
         self._numbers = itertools.count(1)
         self.callback: Final = EVENT_CALLBACK(self._take)
 
+    def __len__(self) -> int:
+        """Return how many numbers stand for somebody."""
+        with self._lock:
+            return len(self._sinks)
+
     def subscribe(self, sink: Sink) -> int:
         """Return a number that stands for `sink` from now on."""
         with self._lock:

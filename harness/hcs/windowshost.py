@@ -9,6 +9,7 @@ from harness.hcs.computecore import load_computecore
 from harness.hcs.hcsapi import HcsApi
 from harness.hcs.serialpipe import OpenPipe, open_pipe
 from harness.hcs.streams import ListenHyperV, listen_hyperv
+from harness.hcs.virtdisk import VirtDisk
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class WindowsHost:
     api: HcsApi
     listen: ListenHyperV = listen_hyperv
     open_pipe: OpenPipe = open_pipe
+    virtual_disks: VirtDisk | None = None
+    """Windows' own way to virtual disks; None where nobody can tell."""
 
 
 @functools.cache
@@ -26,4 +29,4 @@ def this_windows() -> WindowsHost:
 
     Raises UsageError where it is no Windows, ComputeServiceError where its HCS is missing.
     """
-    return WindowsHost(HcsApi(load_computecore()))
+    return WindowsHost(HcsApi(load_computecore()), virtual_disks=VirtDisk.load())

@@ -52,6 +52,8 @@ class Operation:
     hresult: int = S_OK
     document: str = ""
     waiters: int = 0
+    handle: Used | None = None
+    """What is in use until the operation is done, or was given up by being closed."""
 
 
 class OperationTable:
@@ -109,8 +111,16 @@ class OperationTable:
             operation = self._operations.pop(number, None)
             if operation is None:
                 self.mistakes.append("HcsCloseOperation of a closed operation")
-            elif operation.waiters:
+                return
+            self._let_go(operation)
+            if operation.waiters:
                 self.mistakes.append("HcsCloseOperation under somebody who waits for it")
+
+    def _let_go(self, operation: Operation) -> None:
+        with self._lock:
+            if operation.handle is not None:
+                operation.handle.users -= 1
+                operation.handle = None
 
     def hcs_cancel_operation(self, number: int) -> int:
         self._operation(number)
@@ -191,13 +201,12 @@ class OperationTable:
                 self.mistakes.append(f"{function}: {error!r}")
                 operation.hresult = E_NOTIMPL
             finally:
-                if handle is not None:
-                    with self._lock:
-                        handle.users -= 1
+                self._let_go(operation)
                 operation.done.set()
 
         if handle is not None:
             with self._lock:
+                operation.handle = handle
                 handle.users += 1
         working = threading.Thread(target=carry_out, name=function, daemon=True)
         with self._lock:

@@ -29,7 +29,7 @@ from harness.errors import ComputeServiceError
 from harness.guest.agent import Agent
 from harness.guest.log import Log
 from harness.guest.transport import SocketConnection, SocketStream
-from harness.hcs.document import Attachment
+from harness.hcs.document import ROOT_SLOT, Attachment, ComputeSystem
 from harness.model.disks import DiskStore
 from harness.model.machine import ModelMachine
 
@@ -222,6 +222,12 @@ class StandInSystem:
         self.say("lcowlab: a stand-in's guest")
         if not self._library.boots:
             return
+        if ComputeSystem.from_json(self.document).root_is_disk:
+            try:
+                self.machine.os.boot_from_disk(*ROOT_SLOT)
+            except OSError as error:
+                self.crash(f"Kernel panic - not syncing: {error.strerror}")
+                return
         agent = Agent(self.machine.os, Log(self.say))
         while self.state == "Running":
             try:

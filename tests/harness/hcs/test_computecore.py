@@ -7,6 +7,7 @@ import gc
 import re
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,19 @@ def test_a_creation_that_comes_too_late_is_ended(
         api.create("vm", document.to_json(), timeout_s=0.05)
     late.set()
     library.operations.quiet()
+    assert library.leaks() == []
+
+
+def test_a_creation_whose_answer_is_lost_is_ended(
+    api: HcsApi, library: StandInHcs, document: ComputeSystem
+) -> None:
+    stays = replace(document, should_terminate_on_last_handle_closed=False)
+    refusal = RefusedError(0x80370109)
+    trouble = Trouble(refusal, carried_out=True)
+    library.operations.meet("HcsCreateComputeSystem", trouble)
+    with pytest.raises(ComputeTimeoutError):
+        created(api, stays, library)
+    library.grants.clear()
     assert library.leaks() == []
 
 

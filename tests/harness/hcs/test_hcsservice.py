@@ -95,6 +95,8 @@ def test_a_utility_vm_boots_over_hyper_v_sockets_runs_programs_and_powers_off(
         assert "a stand-in's guest" in console_of(vm)
         gone = vm.system_id
     assert library.systems == {}
+    assert host.api.subscriptions == 0
+    assert library.late_notification() == 1, "it is dropped"
     with pytest.raises(SystemNotFoundError):
         service.properties(gone)
     assert service.enumerate() == []
@@ -262,7 +264,9 @@ def test_a_guest_that_dies_before_it_dials_is_told_at_once(
         next(iter(library.systems.values())).stop("UnexpectedExit")
 
     library.on_start = die
-    with pytest.raises(InfrastructureError, match=r"ended and never connected.*console ends"):
+    with pytest.raises(
+        InfrastructureError, match=r"ended before it answered.*never connected.*console"
+    ):
         UtilityVm.boot(service, document, timeout_s=120, listen=host.listen)
 
 
@@ -434,3 +438,56 @@ def test_a_closed_service_makes_nothing(host: WindowsHost, document: ComputeSyst
     service.close_all()
     with pytest.raises(UsageError):
         service.create("s", document)
+
+
+def test_machines_that_come_change_and_go_at_once_leave_nothing(
+    service: HcsComputeService,
+    document: ComputeSystem,
+    library: StandInHcs,
+    tmp_path: Path,
+) -> None:
+    """Requests, deaths and closes from many threads: each refusal is one of the documented ones."""
+    template = ScratchTemplate.build(GIB)
+    unexpected: list[BaseException] = []
+
+    def live(name: str) -> None:
+        disk = tmp_path / f"{name}.vhdx"
+        template.write(disk)
+        try:
+            for turn in range(4):
+                service.create(name, document)
+                service.start(name)
+                helpers = [
+                    threading.Thread(target=play, args=(name, str(disk), turn)) for _ in range(2)
+                ]
+                for helper in helpers:
+                    helper.start()
+                if turn % 2:
+                    library.systems[name].stop("UnexpectedExit")
+                service.close(name)
+                for helper in helpers:
+                    helper.join(30)
+        except BaseException as error:  # noqa: BLE001 - the boundary of a thread
+            unexpected.append(error)
+
+    def play(name: str, disk: str, lun: int) -> None:
+        try:
+            for _ in range(3):
+                service.modify(name, attach_request(0, lun, disk))
+                service.properties(name)
+                service.modify(name, detach_request(0, lun))
+        except (SystemExitedError, SystemNotFoundError):
+            pass
+        except HcsCallError as error:
+            if error.hresult not in (0x800700AA, 0x80070490, 0x80070020):
+                unexpected.append(error)
+        except BaseException as error:  # noqa: BLE001 - the boundary of a thread
+            unexpected.append(error)
+
+    living = [threading.Thread(target=live, args=(f"vm-{number}",)) for number in range(3)]
+    for each in living:
+        each.start()
+    for each in living:
+        each.join(60)
+    assert unexpected == []
+    assert library.leaks() == []

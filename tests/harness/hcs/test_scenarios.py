@@ -15,11 +15,12 @@ if sys.platform != "linux":
 
 from harness.diskfiles import DiskFiles
 from harness.errors import ImageBuildError, UsageError
+from harness.exportedimage import export_image, open_image
 from harness.hcs.windowshost import WindowsHost
 from harness.image.build import UvmImage
 from harness.image.demo import ensure_demo_image
-from harness.image.exported import export_image, open_image
 from harness.lab import Lab, LabConfig
+from harness.model.rootdisk import write_root_disk
 from harness.report.events import Outcome
 from harness.scenarios.catalogue import CATALOGUE, select
 from harness.scenarios.runner import run_scenarios
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
 def image(tmp_path: Path) -> Path:
     """An exported image whose kernel nobody will boot: the stand-in's guests are in process."""
     parts = {}
-    for name in ("vmlinux", "bzimage", "initrd", "spdx"):
+    for name in ("vmlinux", "bzimage", "initrd", "bootstrap", "spdx"):
         parts[name] = tmp_path / name
         parts[name].write_bytes(name.encode())
+    parts["root_disk"] = tmp_path / "root_disk"
+    write_root_disk(parts["root_disk"])
     folder = tmp_path / "image"
     made = UvmImage(**parts, kernel_version="6.1.0-stand-in", key="k")
     export_image(made, ensure_demo_image(), folder)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.errors import ProvisionError
+from harness.exportedimage import export_image
 from harness.hosts.agentstep import Agent
 from harness.hosts.facts import probe_host
 from harness.hosts.journal import Journal
@@ -19,7 +20,6 @@ from harness.hosts.steps import Look, Options, State
 from harness.hosts.systemsteps import Root
 from harness.image.build import ensure_image
 from harness.image.demo import ensure_demo_image
-from harness.image.exported import export_image
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 from tests.harness.hosts.pretend import Pretend, pretend_host

@@ -1,7 +1,8 @@
 """The utility VM image as a folder that another machine uses: a Windows host builds none itself.
 
 `image.json` names the image and the hash of each file; beside it lie the kernel in both forms, the
-initrd, its bill of materials, and the demo container image that scenarios run.
+root file system as initrd and as disk, its bill of materials, and the demo container image that
+scenarios run.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _FILES: Final = {
     "vmlinux": "vmlinux",
     "bzimage": "bzimage",
     "initrd": "initrd.cpio",
+    "root_disk": "root.vhd",
+    "bootstrap": "bootstrap.cpio",
     "spdx": "image.spdx.json",
 }
 
