@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -66,7 +67,7 @@ def winrmd(
         if tls:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lcowlab-winrmd-"))
             files = make_certificate([*dict.fromkeys([address, "localhost"])], Path(folder))
-        pretend = stack.enter_context(open_machine(root, initial=fresh(machine)))
+        pretend = stack.enter_context(open_machine(root, initial=fresh(machine), programs=_ours()))
         config = EndpointConfig(
             users=users,
             root=root,
@@ -88,6 +89,11 @@ def winrmd(
             typer.echo(f"sha256 {fingerprint(files.certificate)}")
         typer.echo(f"listening on {server.url}")  # echo flushes: this line means ready
         threading.Event().wait()
+
+
+def _ours() -> dict[str, tuple[str, ...]]:
+    """Return what a deployed host has: ours, with the QEMU of this machine behind it."""
+    return {"lcowlab": (sys.executable, "-c", "from harness.cli import main; main()")}
 
 
 def _listen_address(text: str) -> tuple[str, int]:

@@ -79,6 +79,10 @@ def test_two_hosts_come_up_run_commands_and_go_down_without_a_trace(lab: Command
 
     done = lab("ssh", "local-2", "cmd", "/c", "echo over WinRM& exit 5")
     assert (done.stdout.strip(), done.returncode) == ("over WinRM", 5), done.stderr
+    # Ours is deployed there, and the QEMU of this machine is what boots its utility VMs.
+    doctor = lab("ssh", "local-1", "lcowlab", "doctor", "--json")
+    found = {each["what"]: each for each in json.loads(doctor.stdout)["findings"]}
+    assert Path(found["qemu-system-x86_64"]["found"]).is_file() or found["accelerator"]["fix"]
     first = hosts["local-1"]
     assert first.password is not None
     password = fetch_password(first.password, host="local-1")
