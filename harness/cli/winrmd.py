@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cachedir import CACHE_VARIABLE, cache_directory
 from harness.errors import UsageError
 from harness.scrubber import KNOWN
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig, KerberosKeys
@@ -92,8 +93,11 @@ def winrmd(
 
 
 def _ours() -> dict[str, tuple[str, ...]]:
-    """Return what a deployed host has: ours, with the QEMU of this machine behind it."""
-    return {"lcowlab": (sys.executable, "-c", "from harness.cli import main; main()")}
+    """Return what a deployed host has: ours, with the QEMU and the images of this machine."""
+    # Hosts have homes of their own: each would make the utility VM image anew.
+    variable = f"os.environ[{CACHE_VARIABLE!r}] = {str(cache_directory())!r}"
+    start = f"import os; {variable}; from harness.cli import main; main()"
+    return {"lcowlab": (sys.executable, "-c", start)}
 
 
 def _listen_address(text: str) -> tuple[str, int]:
