@@ -19,10 +19,9 @@ from harness.devlab.local import LocalLab
 from harness.devlab.machines import HostStatus
 from harness.devlab.vagrant import Vagrant
 from harness.errors import UsageError
+from harness.hosts.connecting import connect_host
 from harness.hosts.inventory import FILE_NAME, Inventory
 from harness.remote.deadline import Deadline
-from harness.remote.endpoint import Endpoint
-from harness.remote.passwords import fetch_password
 from harness.remote.winrm import WinRM
 
 app = typer.Typer(help="Hosts to develop with: by Vagrant, or pretended.", no_args_is_help=True)
@@ -177,17 +176,4 @@ def _connect(name: str, path: Path) -> WinRM:
     hosts = Inventory.load(path).hosts
     if name not in hosts:
         raise UsageError(f"no host {name} in {path}; there are {', '.join(hosts) or 'none'}")
-    host = hosts[name]
-    if host.password is None:
-        raise UsageError(f"{name}: the inventory does not say where its password is")
-    return WinRM(
-        Endpoint(
-            name=name,
-            address=host.address,
-            port=host.port,
-            auth=host.auth,
-            tls=host.tls,
-            user=host.user,
-            password=fetch_password(host.password, host=name),
-        )
-    )
+    return connect_host(name, hosts[name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cachedir import CACHE_VARIABLE, cache_directory
 from harness.errors import UsageError
 from harness.scrubber import KNOWN
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig, KerberosKeys
@@ -66,7 +68,7 @@ def winrmd(
         if tls:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lcowlab-winrmd-"))
             files = make_certificate([*dict.fromkeys([address, "localhost"])], Path(folder))
-        pretend = stack.enter_context(open_machine(root, initial=fresh(machine)))
+        pretend = stack.enter_context(open_machine(root, initial=fresh(machine), programs=_ours()))
         config = EndpointConfig(
             users=users,
             root=root,
@@ -88,6 +90,14 @@ def winrmd(
             typer.echo(f"sha256 {fingerprint(files.certificate)}")
         typer.echo(f"listening on {server.url}")  # echo flushes: this line means ready
         threading.Event().wait()
+
+
+def _ours() -> dict[str, tuple[str, ...]]:
+    """Return what a deployed host has: ours, with the QEMU and the images of this machine."""
+    # Hosts have homes of their own: each would make the utility VM image anew.
+    variable = f"os.environ[{CACHE_VARIABLE!r}] = {str(cache_directory())!r}"
+    start = f"import os; {variable}; from harness.cli import main; main()"
+    return {"lcowlab": (sys.executable, "-c", start)}
 
 
 def _listen_address(text: str) -> tuple[str, int]:

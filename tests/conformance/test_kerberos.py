@@ -11,6 +11,8 @@ from pypsrp.shell import Process, WinRS
 from pypsrp.wsman import WSMan
 
 from harness.errors import AuthError
+from harness.hosts.connecting import connect_host
+from harness.hosts.inventory import Host
 from harness.remote.deadline import Deadline
 from harness.remote.endpoint import Endpoint
 from harness.remote.passwords import Secret
@@ -90,7 +92,9 @@ def test_a_ticket_lets_us_in_and_seals_every_message(
         )
 
 
-def test_pypsrp_itself_logs_in_with_the_ticket_of_the_cache(kdc: Realm, tmp_path: Path) -> None:
+def test_a_ticket_that_is_there_already_needs_no_user_and_no_password(
+    kdc: Realm, tmp_path: Path
+) -> None:
     krb5 = pytest.importorskip("krb5")
 
     context = krb5.init_context()
@@ -111,6 +115,11 @@ def test_pypsrp_itself_logs_in_with_the_ticket_of_the_cache(kdc: Realm, tmp_path
         process.invoke()
         assert USER in process.stdout.decode()
         assert wsman.transport.encryption is not None
+        host = Host.model_validate(
+            {"address": HOST, "port": server.port, "auth": "kerberos", "tls": "off"}
+        )
+        with connect_host("win-01", host) as win:
+            assert USER in win.run(["whoami"], deadline=Deadline.after(30)).text
     Path(kdc.environment["KRB5CCNAME"].removeprefix("FILE:")).unlink()
 
 

@@ -280,3 +280,71 @@ def test_real_vagrant_finds_it_valid_with_libvirt(model: str, tmp_path: Path) ->
     if "could not be found" in done.stderr and "libvirt" in done.stderr:
         pytest.skip("this vagrant has no provider that loads here: apt-get install vagrant-libvirt")
     assert "validated successfully" in done.stdout, done.stdout + done.stderr
+
+
+def real_configuration(provider: str, folder: Path, machines: Path) -> list[dict[str, Any]]:
+    """What Vagrant's own class makes of the settings; skips where its library does not load."""
+    if RUBY is None or VAGRANT is None:
+        pytest.skip("no vagrant: apt-get install vagrant")
+    done = subprocess.run(
+        [RUBY, "-W0", HERE / "ruby" / "realconfig.rb", provider, folder, machines],
+        env={**os.environ, "RUBYLIB": str(HERE / "winrmstub")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    if "missing" in document:
+        pytest.skip(f"this vagrant is no library of {RUBY}: {document['missing']}")
+    found: list[dict[str, Any]] = document["machines"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("provider", "told"),
+    [
+        ("hyperv", ("16384", "6", '"enable_virtualization_extensions"=>true')),
+        ("virtualbox", ('"--memory", "16384"', '"--cpus", 6', '"--nested-hw-virt", "on"')),
+    ],
+)
+def test_vagrants_own_configuration_takes_every_setting(
+    provider: str, told: tuple[str, ...], one: Path, tmp_path: Path
+) -> None:
+    (machine,) = real_configuration(provider, ROOT / "vagrant", one)
+    assert machine["complaints"] == []
+    for each in told:
+        assert each in machine["told"]
+    folder = tmp_path / "mistaken"
+    shutil.copytree(ROOT / "vagrant", folder)
+    text = (folder / "providers.rb").read_text()
+    wrong = text.replace(
+        f"def {provider}(settings, override, machine)",
+        f"def {provider}(settings, override, machine)\n      settings.no_such_setting = 1",
+    )
+    assert wrong != text
+    (folder / "providers.rb").write_text(wrong)
+    (machine,) = real_configuration(provider, folder, one)
+    assert "no_such_setting" in machine["complaints"][0]
+
+
+@pytest.mark.skipif(VAGRANT is None, reason="no vagrant: apt-get install vagrant")
+@pytest.mark.parametrize("provider", ["hyperv", "virtualbox"])
+def test_real_vagrant_finds_what_surrounds_the_provider_valid(
+    provider: str, tmp_path: Path
+) -> None:
+    """Neither runs here, so the provider's own block is left to the test above."""
+    done = subprocess.run(
+        ["vagrant", "validate", "--ignore-provider"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "RUBYLIB": str(HERE / "winrmstub"),
+            "VAGRANT_DOTFILE_PATH": str(tmp_path / "dot"),
+            "VAGRANT_HOME": str(tmp_path / "home"),
+            "VAGRANT_DEFAULT_PROVIDER": provider,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert "validated successfully" in done.stdout, done.stdout + done.stderr

@@ -53,6 +53,7 @@ def report(folder: Path, said: str) -> None:
     write_junit(result, folder / "junit.xml")
 
 
+@pytest.mark.timeout(600)
 def test_a_whole_run_leaves_the_password_nowhere(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
