@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -63,11 +63,12 @@ def apply_layer(
     blob: str | None = None,
     reuse: LayerCache | None = None,
     read_ahead: bool | None = None,
+    cancel: Callable[[], object] | None = None,
 ) -> ConvertedLayer:
     """Write a layer into the snapshot that `mounts` (of its Prepare) describe; what it holds.
 
-    `stream` is the tar, compressed or not, read to its end, with `read_ahead` as `convert_layer`
-    does it. Where `diff_id` is given, the
+    `stream` is the tar, compressed or not, read to its end, with `read_ahead` and `cancel` as
+    `convert_layer` does it. Where `diff_id` is given, the
     uncompressed tar must have it. With `reuse` (`Snapshotter.layers`), a layer that the store has
     already, by its `diff_id` or by the digest `blob` of the stream, is cloned or linked to, and
     `stream` is not read. On failure no layer.vhd is left.
@@ -87,7 +88,7 @@ def apply_layer(
     # Imported here: it brings numpy, which most commands do without.
     from snapshotter.ext4.layertar import convert_layer
 
-    converted = convert_layer(stream, target, read_ahead=read_ahead, diff_id=diff_id)
+    converted = convert_layer(stream, target, read_ahead=read_ahead, cancel=cancel, diff_id=diff_id)
     if reuse is not None:
         reuse.remember(converted, target, blob=blob)
     return converted
