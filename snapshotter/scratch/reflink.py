@@ -53,8 +53,12 @@ class ReflinkSource:
         source = cls(file, template.layout)
         # Without a hole it is one extent, and a clone costs a transaction for each.
         dense = template.file_size <= _MAX_DENSE
-        fill(file, template.content(), Allocation.DENSE if dense else Allocation.SPARSE)
-        file.flush()
+        try:
+            fill(file, template.content(), Allocation.DENSE if dense else Allocation.SPARSE)
+            file.flush()
+        except BaseException:
+            source.close()
+            raise
         return source
 
     def __enter__(self) -> Self:
