@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -65,14 +65,15 @@ def apply_layer(
     reuse: LayerCache | None = None,
     read_ahead: bool | None = None,
     platform: Platform | None = None,
+    cancel: Callable[[], object] | None = None,
 ) -> ConvertedLayer:
     """Write a layer into the snapshot that `mounts` (of its Prepare) describe; what it holds.
 
-    `stream` is the tar, compressed or not, read to its end, with `read_ahead` as `convert_layer`
-    does it. Where `diff_id` is given, the uncompressed tar must have it. With `reuse`
-    (`Snapshotter.layers`), a layer that the store has already, by its `diff_id` or by the digest
-    `blob` of the stream, is cloned or linked to, and `stream` is not read. `platform` is this
-    machine's where none is given. On failure no layer.vhd is left.
+    `stream` is the tar, compressed or not, read to its end, with `read_ahead` and `cancel` as
+    `convert_layer` does it. Where `diff_id` is given, the uncompressed tar must have it. With
+    `reuse` (`Snapshotter.layers`), a layer that the store has already, by its `diff_id` or by the
+    digest `blob` of the stream, is cloned or linked to, and `stream` is not read. `platform` is
+    this machine's where none is given. On failure no layer.vhd is left.
 
     Raises DigestMismatchError, LayerError, InvalidArgumentError (mounts, media type),
     FailedPreconditionError (a layer is there already), UnavailableError (disk full).
@@ -90,7 +91,7 @@ def apply_layer(
     # Imported here: it brings numpy, which most commands do without.
     from snapshotter.ext4.layertar import convert_layer
 
-    converted = convert_layer(stream, file, read_ahead=read_ahead, diff_id=diff_id)
+    converted = convert_layer(stream, file, read_ahead=read_ahead, cancel=cancel, diff_id=diff_id)
     if reuse is not None:
         reuse.remember(converted, target, blob=blob)
     return converted

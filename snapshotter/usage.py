@@ -20,7 +20,8 @@ def disk_usage(directory: Path) -> Usage:
     """Bytes allocated to everything below and including `directory`, each inode once.
 
     Links are not followed. What vanishes meanwhile counts nothing, as does a directory that does
-    not exist. Where the system does not say what is allocated (Windows), lengths are summed.
+    not exist. Blocks that files share (reflinks) count in each of them, as with du. Where the
+    system does not say what is allocated (Windows), lengths are summed.
     """
     seen: set[tuple[int, int]] = set()
     size = 0

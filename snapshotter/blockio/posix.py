@@ -135,8 +135,10 @@ class PosixBlockFile:
 
     def truncate(self, size: int) -> None:
         """Set the length to `size` bytes. Raises UnavailableError."""
-        with self._explained("resize"):
+        try:
             os.ftruncate(self._descriptor, size)
+        except OSError as error:  # not _explained, as above
+            raise UnavailableError(f"cannot resize {self.path}: {error.strerror}") from error
 
     def flush(self) -> None:
         """Make everything written so far durable. Raises UnavailableError."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
@@ -29,12 +29,21 @@ _Chunk = tuple[memoryview, int]
 class HashedChunks:
     """The chunks of a stream, to be iterated over once, and the SHA-256 of all; a context manager.
 
-    With `ahead`, a thread reads. Leaving the context waits for the end of one read: that is for
-    streams whose reads do not wait for anybody. Without, the caller's own thread reads.
+    With `ahead`, a thread reads. Leaving the context early waits for the end of one read: `cancel`
+    makes that fail, from any thread, where it may wait for somebody else. Without `ahead`, the
+    caller's own thread reads.
     """
 
-    def __init__(self, stream: BinaryIO, chunk_size: int, *, ahead: bool) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        chunk_size: int,
+        *,
+        ahead: bool,
+        cancel: Callable[[], object] | None = None,
+    ) -> None:
         self._stream = stream
+        self._cancel = cancel
         self._digest = hashlib.sha256()
         self._free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[_Chunk | BaseException] = queue.SimpleQueue()
@@ -48,6 +57,7 @@ class HashedChunks:
         )
         self._hasher = threading.Thread(target=self._hash, name="layer-digest", daemon=True)
         self._stopped = False
+        self._ended = False
 
     def __enter__(self) -> Self:
         self._hasher.start()
@@ -74,6 +84,7 @@ class HashedChunks:
                     raise item
                 buffer, count = item
             if not count:
+                self._ended = True
                 return
             yield buffer[:count]
             self._done.put((buffer, count))
@@ -112,6 +123,8 @@ class HashedChunks:
         self._hasher.join()
         if self._reader is not None:
             self._free.put(None)
+            if self._cancel is not None and not self._ended:
+                self._cancel()
             self._reader.join()
 
 

@@ -70,12 +70,14 @@ def convert_layer(
     checksums: bool = False,
     verity: bool = False,
     read_ahead: bool | None = None,
+    cancel: Callable[[], object] | None = None,
     diff_id: str | None = None,
 ) -> ConvertedLayer:
     """Write the layer in `stream` to `target` and return what it is.
 
     `stream` is read to its end, by a thread of its own with `read_ahead`: that is for streams
-    whose reads never wait for anybody, and the default for those that can seek. `progress` is told
+    whose reads never wait for anybody, or which `cancel` makes fail, from any thread; and the
+    default for those that can seek. `progress` is told
     the uncompressed bytes so far. `durable` means that it survives a power cut from then on. Where
     a `diff_id` is given, the uncompressed stream must have it. On failure nothing is left and a
     `target` that was there before is untouched.
@@ -85,7 +87,7 @@ def convert_layer(
     with ImageFile.create(target, durable=durable) as image:
         conversion = _Conversion(image, limits, checksums=checksums, verity=verity)
         ahead = stream.seekable() if read_ahead is None else read_ahead
-        result = conversion.run(open_stream(stream), progress, ahead=ahead)
+        result = conversion.run(open_stream(stream), progress, ahead=ahead, cancel=cancel)
         if diff_id is not None and result.diff_id != diff_id:
             raise DigestMismatchError(
                 "uncompressed layer tar", expected=diff_id, actual=result.diff_id
@@ -112,12 +114,17 @@ class _Conversion:
         self._tree = LayerTree(max_held=limits.max_held)
 
     def run(
-        self, stream: BinaryIO, progress: Callable[[int], None] | None, *, ahead: bool
+        self,
+        stream: BinaryIO,
+        progress: Callable[[int], None] | None,
+        *,
+        ahead: bool,
+        cancel: Callable[[], object] | None,
     ) -> ConvertedLayer:
         image, scanner = self._image, self._scanner
         image.start_at(FIRST_DATA_BLOCK)
         done = 0
-        with HashedChunks(stream, _CHUNK, ahead=ahead) as chunks:
+        with HashedChunks(stream, _CHUNK, ahead=ahead, cancel=cancel) as chunks:
             for chunk in chunks:
                 done += len(chunk)
                 if done > self._limits.max_stream:

@@ -67,7 +67,13 @@ class DiffService:
         if not call.add_callback(blob.cancel):
             blob.cancel()
         try:
-            layer = apply_layer(mounts, blob.stream, blob=digest, reuse=self._reuse)
+            layer = apply_layer(
+                *(mounts, blob.stream),
+                blob=digest,
+                reuse=self._reuse,
+                read_ahead=True,
+                cancel=blob.cancel,
+            )
         finally:
             blob.cancel()  # where it was not read to its end: the layer was there already, or bad
         applied = messages.Descriptor(

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Self
 
+from snapshotter.errors import UnavailableError
 from snapshotter.platform import Platform
 from snapshotter.scratch.reflink import ReflinkSource
 from snapshotter.scratch.template import ScratchTemplate
@@ -33,9 +34,14 @@ class DiskMaker:
     def open(cls, template: ScratchTemplate, place: Path, platform: Platform) -> Self:
         """Return the maker for disks of `template` in the file system of the directory `place`.
 
-        Whether files can share blocks there is tried now. Raises UnavailableError (disk full).
+        Whether files can share blocks there is tried now.
         """
-        source = ReflinkSource.open(platform.long(place), template)
+        try:
+            source = ReflinkSource.open(platform.long(place), template)
+        except UnavailableError as error:
+            # A disk takes less room than what it would be cloned from: it may well fit.
+            _log.warning("disks in %s are no clones: %s", place, error)
+            source = None
         _log.debug("disks of %d bytes in %s: clones: %s", template.size, place, source is not None)
         return cls(template, allocation_of(platform), source)
 

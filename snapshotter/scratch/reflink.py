@@ -25,7 +25,7 @@ from snapshotter.vhdx.publish import Allocation, create_new, fill
 # No O_TMPFILE there, or no such thing in this kernel.
 _NOT_HERE: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.EISDIR, errno.ENOSYS})
 _PAGE: Final = 4 * KIB
-_MAX_DENSE: Final = 32 * MIB  # a disk of 4 TiB; larger ones have room to lose
+_MAX_DENSE: Final = 32 * MIB  # the file of a 4 TiB disk; of larger ones zeros are not written
 _PROBE: Final = 64 * KIB  # a multiple of any file system's blocks
 
 
@@ -53,8 +53,12 @@ class ReflinkSource:
         source = cls(file, template.layout)
         # Without a hole it is one extent, and a clone costs a transaction for each.
         dense = template.file_size <= _MAX_DENSE
-        fill(file, template.content(), Allocation.DENSE if dense else Allocation.SPARSE)
-        file.flush()
+        try:
+            fill(file, template.content(), Allocation.DENSE if dense else Allocation.SPARSE)
+            file.flush()
+        except BaseException:
+            source.close()
+            raise
         return source
 
     def __enter__(self) -> Self:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from snapshotter.blockio import BlockReader, DiskContent
 from snapshotter.errors import SnapshotterError
-from snapshotter.units import KIB, MIB
+from snapshotter.units import GIB, KIB, MIB, TIB
 from snapshotter.vhdx import (
     VhdxDisk,
     check_vhdx,
@@ -29,6 +29,7 @@ from snapshotter.vhdx.bat import PayloadState
 from snapshotter.vhdx.locator import ParentLinks, ParentLocator
 from snapshotter.vhdx.parentpath import places_to_try
 from snapshotter.vhdx.repair import repair
+from snapshotter.vhdx.resize import resize
 from snapshotter.vhdx.structures import read_structures
 from tests.fuzz.mutation import mutate
 from tests.fuzz.targets import Target
@@ -224,6 +225,36 @@ def _sample(disk: BlockReader) -> bytes:
     return b"".join(disk.read_at(start, 4 * KIB) for start in starts)
 
 
+def _resize(_: Path) -> Target:
+    """Another size keeps what both sizes have, and what is new reads as zeros."""
+    seeds = _seeds()
+    sizes = (512, MIB, 23 * MIB + 512, 24 * MIB, 25 * MIB, 4 * GIB, TIB, 65 * TIB)
+
+    def make(rng: random.Random) -> tuple[MemoryFile, list[int]]:
+        near = [rng.randrange(0, 2 * _SIZE, 512) for _ in range(5)]
+        file = _damaged(rng.choice(seeds), rng)
+        return file, rng.choices((*sizes, *near), k=rng.randint(1, 3))
+
+    def run(request: tuple[MemoryFile, list[int]]) -> None:
+        file, wanted = request
+        disk = VhdxDisk.load(file, parent=_parent_of(file))
+        least = disk.size
+        # The start of every block, and what lies around each end that the disk ever has.
+        places = {*range(0, 2 * _SIZE, MIB), *(max(0, end - 4 * KIB) for end in (least, *wanted))}
+        content = {place: disk.read_at(place, 8 * KIB) for place in places}
+        for size in wanted:
+            resize(file, size, shrink=True)
+            least = min(least, size)
+            disk = VhdxDisk.load(file, parent=_parent_of(file))
+            assert disk.size == size
+            for at, before in content.items():
+                kept = before[: max(0, least - at)]
+                expected = kept.ljust(max(0, min(8 * KIB, size - at)), b"\0")
+                assert disk.read_at(at, 8 * KIB) == expected, f"{size} bytes: at {at}"
+
+    return Target(make, run)
+
+
 @dataclass(frozen=True)
 class _Family:
     """A child with its locator as bytes, and its parent."""
@@ -302,6 +333,7 @@ def _locator(_: Path) -> Target:
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "vhdx_write": _write,
     "vhdx_repair": _repair,
+    "vhdx_resize": _resize,
     "vhdx_locator": _locator,
     "vhdx_chain": _chain,
 }

@@ -121,6 +121,18 @@ def test_a_store_clones_where_files_can_share_blocks(sharing: Path) -> None:
 
 
 @pytest.mark.root
+def test_a_disk_that_fits_is_made_where_its_template_would_not_fit(sharing: Path) -> None:
+    with Snapshotter.open(sharing / "root") as store:
+        with (sharing / "ballast").open("wb") as ballast:
+            os.posix_fallocate(ballast.fileno(), 0, shutil.disk_usage(sharing).free - 3 * MIB)
+        store.prepare("pod")
+        disk = store.shared_disk("pod")
+        assert disk is not None
+        verify_scratch(disk.path, size=20 * GIB)
+        assert disk.path.stat().st_blocks * 512 < MIB
+
+
+@pytest.mark.root
 @pytest.mark.skipif(shutil.which("filefrag") is None, reason="filefrag is not installed")
 def test_a_location_elsewhere_clones_by_itself(sharing: Path, tmp_path: Path) -> None:
     place = sharing / "fast"

@@ -106,3 +106,32 @@ def test_a_reader_waits_for_whoever_is_slow_and_leaves_their_chunk_alone(takes: 
         assert source.position <= (takes + 8) * CHUNK
         assert bytes(chunk) == before
     assert layer_threads() == []
+
+
+def test_a_read_that_waits_for_somebody_is_cancelled_by_whoever_gives_up() -> None:
+    cancelled = threading.Event()
+
+    class Stalled(Source):
+        def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+            if self.position < CHUNK:
+                return super().readinto(buffer)
+            cancelled.wait()
+            raise LayerError("cancelled")
+
+    def give_up() -> None:
+        stream = cast("io.BufferedReader", Stalled(CONTENT))
+        with HashedChunks(stream, CHUNK, ahead=True, cancel=cancelled.set) as chunks:
+            for _ in chunks:
+                raise ValueError
+
+    with pytest.raises(ValueError, match=r"^$"):
+        give_up()
+    assert layer_threads() == []
+
+
+def test_a_stream_that_came_to_its_end_is_not_cancelled() -> None:
+    cancelled: list[bool] = []
+    stream = cast("io.BufferedReader", Source(CONTENT))
+    with HashedChunks(stream, CHUNK, ahead=True, cancel=lambda: cancelled.append(True)) as chunks:
+        assert sum(len(chunk) for chunk in chunks) == len(CONTENT)
+    assert cancelled == []

@@ -232,10 +232,10 @@ def test_the_search_is_linear_in_a_log_full_of_headers() -> None:
         header.pack_into(
             ring, number * SECTOR, b"loge", 0, length, 0, 1, descriptors, 0, GUID.bytes_le, 0, 0
         )
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(VhdxCorruptError):
         active_sequence(bytes(ring), log_guid=GUID, at=MIB)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_a_dirty_log_of_no_length_is_corrupt() -> None:

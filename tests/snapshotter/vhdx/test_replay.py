@@ -91,8 +91,8 @@ def test_a_file_longer_than_when_it_was_flushed_is_fine() -> None:
 def test_huge_zeroed_ranges_take_neither_memory_nor_time() -> None:
     entry: list[Update] = [(n * GIB, 64 * TIB) for n in range(20_000)]
     entry[10_000] = (7 * TIB, b"x" * SECTOR)
-    started = time.perf_counter()
+    started = time.process_time()
     replayed = ReplayedFile(MemoryFile(MIB), sequence_of(entry))
     assert replayed.read_at(7 * TIB, SECTOR) == b"x" * SECTOR
     assert replayed.read_at(7 * TIB + SECTOR, SECTOR) == bytes(SECTOR)
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
