@@ -46,8 +46,8 @@ HEADER_SIZE = 8
 MAX_DATA = MAX_FRAME - HEADER_SIZE
 # Bytes that the peer may send ahead. To the host they are many: whenever an emulated guest runs
 # out of credit its threads change twice, and 64 MiB with 512 KiB took four times the processor time
-# that they take with 4 MiB. A guest has less memory to spare.
-HOST_WINDOW = 4 * 1024 * 1024
+# that they take with 4 MiB or more. A guest has less memory to spare.
+HOST_WINDOW = 8 * 1024 * 1024
 GUEST_WINDOW = 512 * 1024
 _MAX_CREDIT = 2**31 - 1
 
