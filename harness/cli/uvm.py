@@ -21,6 +21,7 @@ from harness.cli.exit_codes import ExitCode
 from harness.errors import HarnessError, UsageError
 from harness.hcs.document import ComputeSystem
 from harness.image.build import ensure_image
+from harness.image.flavour import Flavour
 from harness.lab import Lab, LabConfig
 from harness.processes import GuestProcess
 from harness.qemu.kvm import AcceleratorChoice
@@ -42,6 +43,9 @@ def build(
         Path | None,
         typer.Option(help="Its folder of modules (lib/modules/VERSION).", exists=True),
     ] = None,
+    flavour: Annotated[
+        Flavour, typer.Option(help="protected: with dm-verity for layers and LUKS for the scratch.")
+    ] = Flavour.STANDARD,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Build the image where it is not cached, and say where it is."""
@@ -49,7 +53,10 @@ def build(
         raise UsageError("--kernel and --modules go together: the modules must fit the kernel")
     console = Console(stderr=True)
     image = ensure_image(
-        progress=lambda text: console.print(f"[dim]{text}[/dim]"), kernel=kernel, modules=modules
+        progress=lambda text: console.print(f"[dim]{text}[/dim]"),
+        flavour=flavour,
+        kernel=kernel,
+        modules=modules,
     )
     facts = {
         "schema": "lcowlab.image/1",
@@ -59,6 +66,7 @@ def build(
         "bzimage": str(image.bzimage),
         "initrd": str(image.initrd),
         "initrd_bytes": image.initrd.stat().st_size,
+        "flavour": str(flavour),
     }
     _show(facts, as_json=json_)
 
