@@ -247,6 +247,7 @@ class Lab:
             processors=self.config.processors,
             serial_pipe="console",
             root_disk=root_disk,
+            init_options=("-w",) if kind.writable else (),
         )
 
     def _model_root_disk(self) -> Path:

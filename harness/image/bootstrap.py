@@ -78,7 +78,7 @@ $b mkdir -p /new
 $b mount -t ext4 -o ro,noload "$disk" /new || fail "$disk cannot be mounted"
 [ -x "/new$init" ] || fail "$disk has no $init"
 $b umount /proc /sys /dev
-exec $b switch_root /new "$init"
+exec $b switch_root /new "$init" "$@"
 """
 
 

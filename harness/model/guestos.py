@@ -25,7 +25,7 @@ from harness.guest.disks import APPEAR_S
 from harness.guest.system import MS_BIND, MS_RDONLY, MS_REMOUNT, ChildStdio, Connection, RunResult
 from harness.model.crun import PlayedCrun
 from harness.model.disks import ModelDisk
-from harness.model.files import Kind, Node, Tree, directory
+from harness.model.files import FileSystem, Kind, Node, Tree, directory
 from harness.model.namespace import Mounted, Namespace
 from harness.model.overlay import Branch, Overlay
 from harness.model.process import Process
@@ -56,8 +56,10 @@ class ModelGuestOs:
 
     # -- the hardware ----------------------------------------------------------------------------
 
-    def boot_from_disk(self, controller: int, lun: int) -> None:
+    def boot_from_disk(self, controller: int, lun: int, *, writable: bool) -> None:
         """Have the root on the disk of a slot, as `root=` says. Raises OSError, as a panic tells.
+
+        `writable` lays memory over /etc and /var, as init's `-w` says.
 
         What is plugged in appears after it, as in a machine.
         """
@@ -73,6 +75,10 @@ class ModelGuestOs:
             for target in ("/dev", "/proc", "/run", "/sys", "/tmp"):  # noqa: S108 - the guest's own
                 files = folders_of(target)
                 namespace.mounts.append(Mounted(target, files, target[1:], "tmpfs", (0, 20)))
+            for target in ("/etc", "/var") if writable else ():
+                memory = Branch(FileSystem(directory(), name=target), "/")
+                over = Overlay([Branch(disk.files, target)], memory)
+                namespace.mounts.append(Mounted(target, over, "overlay", "overlay", (0, 21)))
             namespace.generated["/proc/self/mountinfo"] = namespace.mountinfo
             self.namespace = namespace
             for (at, number), present in self._slots.items():
