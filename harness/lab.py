@@ -44,6 +44,7 @@ from harness.hosts.onhost.agent import identity
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
 from harness.image.flavour import Flavour
+from harness.image.rootdisk import ensure_root_disk
 from harness.machinekind import STANDARD_MACHINE, MachineKind, RootSource
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
@@ -293,9 +294,10 @@ class Lab:
         kernel = initrd = root_disk = ""
         if self._uvm_images:
             image = self._uvm_image(kind.flavour)
-            kernel, initrd, root_disk = map(str, (image.vmlinux, image.initrd, image.root_disk))
+            kernel, initrd = str(image.vmlinux), str(image.initrd)
             if kind.root is RootSource.DISK:
-                initrd = str(image.bootstrap)
+                made = ensure_root_disk(image, progress=self._progress)
+                initrd, root_disk = str(made.bootstrap), str(made.disk)
         elif kind.root is RootSource.DISK:
             root_disk = str(self._model_root_disk())
         return lcow_document(
@@ -305,7 +307,8 @@ class Lab:
             memory_mb=self.config.memory_mib,
             processors=self.config.processors,
             serial_pipe="console",
-            root_disk=root_disk if kind.root is RootSource.DISK else "",
+            root_disk=root_disk,
+            init_options=("-w",) if kind.writable else (),
         )
 
     def _model_root_disk(self) -> Path:

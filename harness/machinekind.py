@@ -23,6 +23,8 @@ class MachineKind:
 
     flavour: Flavour = Flavour.STANDARD
     root: RootSource = RootSource.INITRD
+    writable: bool = False
+    """Whether /etc and /var of a root disk can be written to, in memory (hcsshim's `-w`)."""
 
 
 STANDARD_MACHINE = MachineKind()

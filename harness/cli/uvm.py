@@ -25,6 +25,7 @@ from harness.hcs.hcsservice import HcsComputeService
 from harness.hcs.windowshost import this_windows
 from harness.image.build import ensure_image
 from harness.image.demo import ensure_demo_image
+from harness.image.flavour import Flavour
 from harness.lab import OWNER, Lab, LabConfig
 from harness.processes import GuestProcess
 from harness.qemu.kvm import AcceleratorChoice
@@ -46,6 +47,9 @@ def build(
         Path | None,
         typer.Option(help="Its folder of modules (lib/modules/VERSION).", exists=True),
     ] = None,
+    flavour: Annotated[
+        Flavour, typer.Option(help="protected: with dm-verity for layers and LUKS for the scratch.")
+    ] = Flavour.STANDARD,
     export: Annotated[
         Path | None,
         typer.Option(help="Copy it there for other machines: Windows hosts.", file_okay=False),
@@ -57,7 +61,10 @@ def build(
         raise UsageError("--kernel and --modules go together: the modules must fit the kernel")
     console = Console(stderr=True)
     image = ensure_image(
-        progress=lambda text: console.print(f"[dim]{text}[/dim]"), kernel=kernel, modules=modules
+        progress=lambda text: console.print(f"[dim]{text}[/dim]"),
+        flavour=flavour,
+        kernel=kernel,
+        modules=modules,
     )
     if export is not None:
         demo = ensure_demo_image(progress=lambda text: console.print(f"[dim]{text}[/dim]"))
@@ -70,6 +77,7 @@ def build(
         "bzimage": str(image.bzimage),
         "initrd": str(image.initrd),
         "initrd_bytes": image.initrd.stat().st_size,
+        "flavour": str(flavour),
     }
     _show(facts, as_json=json_)
 

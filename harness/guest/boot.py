@@ -30,6 +30,7 @@ from harness.guest.transport import Transport, VirtioTransport, VsockTransport
 _MODULES = "/lib/modules/lcowlab"
 _ROOT = "/.root"
 _CRUN = "/run/lcowlab/bin/crun"
+_WRITABLE = "/run/lcowlab/writable"
 _NO = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _MOUNTS = (
     # source, target, type, flags, data
@@ -71,7 +72,7 @@ def serve() -> None:
         transport = VirtioTransport.open(on_violation=lambda text: log.error(f"stdio port: {text}"))
     system = LinuxSystem(transport.dial)
     system.start()
-    setup = Setup(modules, log)
+    setup = Setup(modules, log, writable="w" in _options(sys.argv[1:]))
     agent = Agent(system, log, crun=_CRUN, setup=setup.complete)
     for bridge in transport.bridges():
         agent.serve(bridge)
@@ -80,9 +81,27 @@ def serve() -> None:
     system.power_off()
 
 
+def _options(arguments: list[str]) -> set[str]:
+    """Return the letters of init's options, as hcsshim's document gives them behind `--`.
+
+    `-e` and `-d` have a value; what follows the options is a command that stands for our agent.
+    """
+    found: set[str] = set()
+    while arguments and arguments[0].startswith("-"):
+        option, *arguments = arguments
+        found.add(option[1:])
+        if option in ("-e", "-d"):
+            arguments = arguments[1:]
+    return found
+
+
+def _root_is_disk() -> bool:
+    return bool(os.major(os.stat("/").st_dev))  # what has no device, such as rootfs, has 0
+
+
 def _move_root() -> None:
-    if os.major(os.stat("/").st_dev):
-        return  # a disk: only what has no device, such as rootfs, has the major number 0
+    if _root_is_disk():
+        return
     os.makedirs(_ROOT, exist_ok=True)  # noqa: PTH103 - pathlib is slow to import
     syscalls.mount("/", _ROOT, "", MS_BIND, "")
     os.chdir(_ROOT)
@@ -136,8 +155,10 @@ def _listed(module_set: str) -> list[str]:
 class Setup:
     """What the first message need not wait for: the other modules, loopback, crun."""
 
-    def __init__(self, modules: str, log: Log) -> None:
+    def __init__(self, modules: str, log: Log, *, writable: bool) -> None:
+        """`writable`: a root disk's /etc and /var can be written to, in memory."""
         self._modules = modules
+        self._writable = writable
         self._log = log
         self._lock = threading.Lock()
         self._done = False
@@ -151,11 +172,25 @@ class Setup:
                 _load(f"{self._modules}.later")
                 _load_what_fits("extra.faster")
                 _load("extra")
+                if self._writable and _root_is_disk():
+                    _make_writable()
                 _loopback_up(self._log)
                 _seal_crun(self._log)
                 self._done = True
                 uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
                 _to_console(f"agent: serves {self._modules}, {uptime:.2f} s")
+
+
+def _make_writable() -> None:
+    """Lay memory over what programs of a read-only root want to write to, as hcsshim's init."""
+    os.makedirs(_WRITABLE)  # noqa: PTH103 - pathlib is slow to import
+    syscalls.mount("tmpfs", _WRITABLE, "tmpfs", _NO, "mode=0700,size=40%")
+    for path in ("/etc", "/var"):
+        upper, work = f"{_WRITABLE}{path}/upper", f"{_WRITABLE}{path}/work"
+        for folder in (upper, work):
+            os.makedirs(folder)  # noqa: PTH103 - pathlib is slow to import
+        options = f"lowerdir={path},upperdir={upper},workdir={work}"
+        syscalls.mount("overlay", path, "overlay", 0, options)
 
 
 def _seal_crun(log: Log) -> None:

@@ -239,10 +239,19 @@ class ComputeSystem:
     @property
     def root_is_disk(self) -> bool:
         """Whether the kernel is told to take its root from a SCSI disk."""
+        kernel_part, _ = self._command_line()
+        return any(option.startswith("root=/dev/sd") for option in kernel_part)
+
+    @property
+    def init_options(self) -> tuple[str, ...]:
+        """What init is told behind `--`."""
+        return self._command_line()[1]
+
+    def _command_line(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         chipset = self.virtual_machine.chipset if self.virtual_machine else None
         boot = chipset.linux_kernel_direct if chipset else None
-        options = boot.kernel_cmd_line.partition(" -- ")[0].split() if boot else []
-        return any(option.startswith("root=/dev/sd") for option in options)
+        kernel, _, init = (f" {boot.kernel_cmd_line} " if boot else "").partition(" -- ")
+        return tuple(kernel.split()), tuple(init.split())
 
     def unknown_fields(self) -> tuple[str, ...]:
         """Return the dotted paths of fields these classes do not know; they are kept."""
@@ -365,11 +374,13 @@ def lcow_document(
     kernel_options: Sequence[str] = (),
     attachments: Mapping[tuple[int, int], Attachment] | None = None,
     root_disk: str = "",
+    init_options: Sequence[str] = (),
 ) -> ComputeSystem:
     r"""Return the document of an LCOW utility VM that boots `kernel` with `initrd`.
 
     With a `root_disk` (VHD or VHDX) the root file system is that, read-only, in the slot
-    ROOT_SLOT; `initrd` is then empty, or what loads the disk's driver first.
+    ROOT_SLOT; `initrd` is then empty, or what loads the disk's driver first. `init_options` go
+    behind `--`: `-w` makes /etc and /var of a root disk writable, in memory.
 
     It has four SCSI controllers, no network, a serial port on `serial_pipe` (a path such as
     `\\.\pipe\console`; other services than HCS take any text for "yes") and a neutral kernel
@@ -399,6 +410,7 @@ def lcow_document(
         console = ["8250.nr_uarts=0", "quiet"]
     # panic=-1: a guest that panics resets at once, and StopOnReset makes that the system's end.
     command_line = [*root_options, *console, "panic=-1", f"nr_cpus={processors}", *kernel_options]
+    command_line += ["--", *init_options] if init_options else []
     return ComputeSystem(
         owner=owner,
         schema_version=Version(2, 1),

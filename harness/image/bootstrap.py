@@ -7,14 +7,16 @@ the root read-only and runs its init.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from pathlib import Path
 from typing import BinaryIO
 
 from harness.errors import ImageBuildError
 from harness.hcs.document import SCSI_CONTROLLER_GUIDS
+from harness.image.cpio import Entry
 from harness.image.initrd import BUSYBOX, MODULE_FOLDER
 from harness.image.layout import Layout
-from harness.image.tree import PackageTree
+from harness.image.modules import HYPERV, QEMU
 
 _APPEAR_S = 20
 # Names such as sda follow the order of discovery, which is no order once a machine has several
@@ -76,23 +78,26 @@ $b mkdir -p /new
 $b mount -t ext4 -o ro,noload "$disk" /new || fail "$disk cannot be mounted"
 [ -x "/new$init" ] || fail "$disk has no $init"
 $b umount /proc /sys /dev
-exec $b switch_root /new "$init"
+exec $b switch_root /new "$init" "$@"
 """
 
 
-def write_bootstrap(out: BinaryIO, tree: PackageTree, *, modules: Mapping[str, bytes]) -> None:
-    """Write the initrd; `modules` are the kernel's files and lists. Raises ImageBuildError."""
+def write_bootstrap(out: BinaryIO, root: Iterable[Entry], *, modules: Path) -> None:
+    """Write the initrd: busybox is the root's, `modules` has the kernel's files and lists.
+
+    Raises ImageBuildError.
+    """
     layout = Layout()
     layout.character_device("/dev/console", major=5, minor=1)
     layout.character_device("/dev/null", major=1, minor=3)
     layout.file("/init", _INIT.encode(), mode=0o755)
-    busybox = tree.chain(BUSYBOX)
-    if not busybox:
-        raise ImageBuildError("the busybox-static package has no busybox")
-    layout.packaged(busybox)
-    for machine in ("qemu", "hyperv"):
-        listed = modules[f"{machine}.root"]
-        layout.file(f"{MODULE_FOLDER}/{machine}.root", listed)
+    busybox = next((each.content for each in root if f"/{each.name}" == BUSYBOX), None)
+    if busybox is None:
+        raise ImageBuildError(f"the root file system has no {BUSYBOX}")
+    layout.file(BUSYBOX, busybox, mode=0o755)
+    for machine in (QEMU, HYPERV):
+        listed = (modules / f"{machine.name}.root").read_bytes()
+        layout.file(f"{MODULE_FOLDER}/{machine.name}.root", listed)
         for name in listed.decode().split():
-            layout.file(f"{MODULE_FOLDER}/{name}", modules[name])
+            layout.file(f"{MODULE_FOLDER}/{name}", (modules / name).read_bytes())
     layout.write(out)

@@ -18,7 +18,6 @@ from pathlib import Path
 from harness.cachedir import IMAGES, cache_directory
 from harness.errors import ImageBuildError, MissingProgramError
 from harness.image import spdx
-from harness.image.bootstrap import write_bootstrap
 from harness.image.cache import ArtifactCache, Progress
 from harness.image.distribution import (
     Distribution,
@@ -45,10 +44,6 @@ class UvmImage:
     vmlinux: Path
     bzimage: Path
     initrd: Path
-    root_disk: Path
-    """The same root file system as a fixed VHD, to boot from instead of the initrd."""
-    bootstrap: Path
-    """The initrd that goes to a root disk where the kernel's disk driver is a module."""
     spdx: Path
     kernel_version: str
     key: str
@@ -189,7 +184,7 @@ class _Builder:
         kernel = self._cache.entry(_KERNELS, resolved.kernel, build_kernel)
 
         def build_image(folder: Path, scratch: Path) -> None:
-            packages = self._write_root(folder, kernel, programs, scratch)
+            packages = self._write_initrd(folder, kernel, programs, scratch)
             document = spdx.document(
                 "lcowlab-uvm", resolved.image, packages, distribution=distribution
             )
@@ -211,7 +206,7 @@ class _Builder:
         folders = [f for f in (scratch / "lib/modules", scratch / "usr/lib/modules") if f.is_dir()]
         _write_kernel(folder, kernels[0], folders, wanted, self._cache)
 
-    def _write_root(
+    def _write_initrd(
         self, folder: Path, kernel: Path, programs: ProgramPackages, scratch: Path
     ) -> list[Package]:
         """Fill an image artefact; gives the packages that something in it came from."""
@@ -220,7 +215,7 @@ class _Builder:
             self._apt, programs, debs=self._cache.root / _DEBS, scratch=scratch / "packages"
         )
         userland.unpack_roots()
-        self._cache.report("writing the initrd and the root disk of the utility VM")
+        self._cache.report("writing the initrd of the utility VM")
         modules = _modules_of(kernel, self._flavour)
         layout = root_layout(
             userland,
@@ -232,9 +227,6 @@ class _Builder:
         )
         with (folder / "initrd.cpio").open("wb") as out:
             write_initrd(layout, out, flavour=self._flavour)
-        layout.write_disk(folder / "root.vhd")
-        with (folder / "bootstrap.cpio").open("wb") as out:
-            write_bootstrap(out, userland.tree, modules=modules)
         kernels = json.loads((kernel / "packages.json").read_bytes())
         return [
             *userland.tree.packages,
@@ -310,7 +302,7 @@ def _modules_of(kernel: Path, flavour: Flavour) -> dict[str, bytes]:
     lists = {
         f"{machine.name}.{phase}": (folder / f"{machine.name}.{phase}").read_bytes()
         for machine in (QEMU, HYPERV)
-        for phase in ("first", "later", "root")
+        for phase in ("first", "later")
     }
     if contents_of(flavour).modules:
         try:
@@ -331,8 +323,6 @@ def _uvm_image(artefacts: Mapping[str, Path]) -> UvmImage:
         vmlinux=kernel / "vmlinux",
         bzimage=kernel / "bzimage",
         initrd=image / "initrd.cpio",
-        root_disk=image / "root.vhd",
-        bootstrap=image / "bootstrap.cpio",
         spdx=image / "image.spdx.json",
         kernel_version=(kernel / "release").read_text(),
         key=image.name,

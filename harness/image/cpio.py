@@ -7,11 +7,17 @@ Linux Documentation/driver-api/early-userspace/buffer-format.rst.
 from __future__ import annotations
 
 import enum
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
+
+from harness.errors import ImageBuildError
 
 _MAGIC = "070701"
 _TRAILER = "TRAILER!!!"
 _ALIGNMENT = 4
+_HEADER = len(_MAGIC) + 13 * 8
 _BLOCK = 512
 _MAX_FILE = 2**32 - 1
 _S_IFCHR, _S_IFDIR, _S_IFBLK, _S_IFREG, _S_IFLNK = 0o020000, 0o040000, 0o060000, 0o100000, 0o120000
@@ -22,6 +28,52 @@ class DeviceKind(enum.Enum):
 
     CHARACTER = _S_IFCHR
     BLOCK = _S_IFBLK
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One path below the root, without a leading slash; the first field that is set says what.
+
+    None of them set is a directory.
+    """
+
+    name: str
+    mode: int
+    content: bytes | None = None
+    target: str | None = None
+    device: tuple[int, int] | None = None
+    """Major and minor number of a character device."""
+
+
+def read_entries(archive: BinaryIO) -> Iterator[Entry]:
+    """Yield what an archive of `CpioWriter` has, in its order. Raises ImageBuildError."""
+    while True:
+        header = archive.read(_HEADER)
+        if len(header) < _HEADER or not header.startswith(_MAGIC.encode()):
+            raise ImageBuildError("a cpio archive ends without its trailer, or is none")
+        fields = [int(header[at : at + 8], 16) for at in range(len(_MAGIC), _HEADER, 8)]
+        mode, size, major, minor, name_size = (fields[at] for at in (1, 6, 9, 10, 11))
+        name = _read_padded(archive, name_size, _HEADER).rstrip(b"\0").decode()
+        content = _read_padded(archive, size, 0)
+        if name == _TRAILER:
+            return
+        permissions = stat.S_IMODE(mode)
+        match stat.S_IFMT(mode):
+            case stat.S_IFREG:
+                yield Entry(name, permissions, content=content)
+            case stat.S_IFLNK:
+                yield Entry(name, permissions, target=content.decode())
+            case stat.S_IFCHR:
+                yield Entry(name, permissions, device=(major, minor))
+            case _:
+                yield Entry(name, permissions)
+
+
+def _read_padded(archive: BinaryIO, size: int, before: int) -> bytes:
+    """Read a part and the zeros up to the next alignment; `before` bytes went ahead of it."""
+    data = archive.read(size)
+    archive.read(-(before + size) % _ALIGNMENT)
+    return data
 
 
 class CpioWriter:

@@ -39,7 +39,7 @@ _TIMEOUT_S = 60
 # which unknown words become PID 1's environment, may change what is imported.
 _INIT = f"""\
 #!/bin/busybox sh
-cd {PROGRAM_FOLDER} && exec /usr/bin/python3 -S -E -s -B -X frozen_modules=on -m harness.guest
+cd {PROGRAM_FOLDER} && exec /usr/bin/python3 -S -E -s -B -X frozen_modules=on -m harness.guest "$@"
 """
 _USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
 _GROUPS = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"

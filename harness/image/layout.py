@@ -1,37 +1,15 @@
-"""What goes where in the guest's root file system, and that as a cpio archive or as a disk.
-
-The same layout gives the same bytes every time, in both forms.
-"""
+"""What goes where in a root file system of the guest; the same layout gives the same bytes."""
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.image.cpio import CpioWriter, DeviceKind
+from harness.image.cpio import CpioWriter, DeviceKind, Entry
 from harness.image.tree import MERGED_DIRECTORIES, TreeFile, canonical
-from snapshotter.ext4.layertar import convert_layer
 
 _STICKY = {"/tmp": 0o1777}  # noqa: S108 - the guest's own
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One path below the root, without a leading slash; the first field that is set says what.
-
-    None of them set is a directory.
-    """
-
-    name: str
-    mode: int
-    content: bytes | None = None
-    target: str | None = None
-    device: tuple[int, int] | None = None
-    """Major and minor number of a character device."""
 
 
 class Layout:
@@ -107,29 +85,5 @@ class Layout:
         archive.finish()
         return archive.size
 
-    def write_disk(self, target: Path) -> None:
-        """Write everything as a read-only ext4 in a fixed VHD, as a layer of an image is."""
-        stream = io.BytesIO()
-        with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            for entry in self.entries():
-                archive.addfile(_member(entry), io.BytesIO(entry.content or b""))
-        stream.seek(0)
-        convert_layer(stream, target, durable=False)
-
     def _is_free(self, path: str) -> bool:
         return canonical(path) not in self._files.keys() | self._links.keys()
-
-
-def _member(entry: Entry) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(entry.name)
-    member.mode = entry.mode
-    if entry.content is not None:
-        member.size = len(entry.content)
-    elif entry.target is not None:
-        member.type, member.linkname = tarfile.SYMTYPE, entry.target
-    elif entry.device is not None:
-        member.type = tarfile.CHRTYPE
-        member.devmajor, member.devminor = entry.device
-    else:
-        member.type = tarfile.DIRTYPE
-    return member

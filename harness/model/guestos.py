@@ -16,7 +16,6 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 import contextlib
 import errno
 import itertools
-import json
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,16 +23,16 @@ from typing import Final
 
 from harness.guest.disks import APPEAR_S
 from harness.guest.system import MS_BIND, MS_RDONLY, MS_REMOUNT, ChildStdio, Connection, RunResult
+from harness.model.crun import PlayedCrun
 from harness.model.disks import ModelDisk
 from harness.model.files import FileSystem, Kind, Node, Tree, directory
 from harness.model.namespace import Mounted, Namespace
 from harness.model.overlay import Branch, Overlay
-from harness.model.process import Descriptor, Process, Streams, environment
+from harness.model.process import Process
+from harness.model.processtable import ProcessTable
 from harness.model.rootdisk import HOST_NUMBERS, INIT, folders_of, root_files
-from harness.model.shell import find_program, run_command
 
 _SCSI: Final = "/sys/bus/scsi/devices"
-_DEV: Final = ("null", "zero", "full", "random", "urandom", "tty")
 _EXT4_MAGIC_AT: Final = 1024 + 56
 _EXT4_MAGIC: Final = b"\x53\xef"
 
@@ -47,19 +46,20 @@ class ModelGuestOs:
         self._dial = dial
         self._power_off = power_off
         self.lock = threading.RLock()
-        self._pids = itertools.count(100)
         self._names = itertools.count()
         self._disks: dict[str, ModelDisk] = {}
         self._slots: dict[tuple[int, int], str] = {}
-        self._processes: list[Process] = []
-        self._containers: dict[str, Process] = {}
+        self._processes = ProcessTable(self.lock)
+        self._crun = PlayedCrun(self._processes, lambda: self.namespace, self.lock)
         self.namespace = Namespace(Mounted("/", root_files(), "rootfs", "rootfs", (0, 2)))
         self.namespace.generated["/proc/self/mountinfo"] = self.namespace.mountinfo
 
     # -- the hardware ----------------------------------------------------------------------------
 
-    def boot_from_disk(self, controller: int, lun: int) -> None:
+    def boot_from_disk(self, controller: int, lun: int, *, writable: bool) -> None:
         """Have the root on the disk of a slot, as `root=` says. Raises OSError, as a panic tells.
+
+        `writable` lays memory over /etc and /var, as init's `-w` says.
 
         What is plugged in appears after it, as in a machine.
         """
@@ -75,6 +75,10 @@ class ModelGuestOs:
             for target in ("/dev", "/proc", "/run", "/sys", "/tmp"):  # noqa: S108 - the guest's own
                 files = folders_of(target)
                 namespace.mounts.append(Mounted(target, files, target[1:], "tmpfs", (0, 20)))
+            for target in ("/etc", "/var") if writable else ():
+                memory = Branch(FileSystem(directory(), name=target), "/")
+                over = Overlay([Branch(disk.files, target)], memory)
+                namespace.mounts.append(Mounted(target, over, "overlay", "overlay", (0, 21)))
             namespace.generated["/proc/self/mountinfo"] = namespace.mountinfo
             self.namespace = namespace
             for (at, number), present in self._slots.items():
@@ -103,9 +107,7 @@ class ModelGuestOs:
 
     def crash(self) -> None:
         """Stop at once: every process is gone and nothing more is written."""
-        with self.lock:
-            for process in self._processes:
-                process.kill_all()
+        self._processes.crash()
 
     def _forget(self, controller: int, lun: int, name: str) -> None:
         self._disks.pop(name, None)
@@ -264,7 +266,9 @@ class ModelGuestOs:
             mount = self.namespace.mount_at(target)
             if mount is None:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), target)
-            if self.mounts_below(target) or any(self._uses(p, target) for p in self._alive()):
+            if self.mounts_below(target) or any(
+                self._uses(p, target) for p in self._processes.alive()
+            ):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), target)
             mount.tree.sync()
             self.namespace.mounts.remove(mount)
@@ -275,10 +279,6 @@ class ModelGuestOs:
         return process.rootfs == "/" and (
             process.cwd == target or process.cwd.startswith(target + "/")
         )
-
-    def _alive(self) -> list[Process]:
-        self._processes = [each for each in self._processes if each.exit_code is None]
-        return self._processes
 
     # -- devices ---------------------------------------------------------------------------------
 
@@ -314,102 +314,17 @@ class ModelGuestOs:
         del terminal
         with self.lock:
             self.namespace.names(cwd)
-        return self._start(argv, self.namespace, env, cwd, stdio)
-
-    def _start(
-        self,
-        argv: Sequence[str],
-        namespace: Namespace,
-        env: Mapping[str, str],
-        cwd: str,
-        stdio: ChildStdio,
-        *,
-        container: str = "",
-        init: bool = False,
-    ) -> Process:
-        # The caller closes its own descriptors; the process has copies.
-        own = tuple(os.dup(fd) for fd in (stdio.stdin, stdio.stdout, stdio.stderr))
-        streams = Streams(*(Descriptor(fd) for fd in own))
-        pid = next(self._pids)
-        process = Process(
-            pid, namespace, streams, dict(env), cwd, tuple(argv), self.lock, self._pids,
-            rootfs=container or "/", shown_pid=1 if init else pid,
-        )  # fmt: skip
-        with self.lock:
-            self._alive().append(process)
-        process.start(run_command, descriptors=own)
-        return process
+        return self._processes.start(argv, self.namespace, env=env, cwd=cwd, stdio=stdio)
 
     def adopt(self, argv: Sequence[str], *, pid_file: str, stdio: ChildStdio) -> Process | int:
         """Play `crun run` and `crun exec`: the process they leave behind, or their exit code."""
         del pid_file
-        arguments = list(argv)
-        container = arguments[-1]
-
-        def option(name: str) -> str:
-            return arguments[arguments.index(name) + 1]
-
-        with self.lock:
-            init = "run" in arguments
-            if init:
-                spec = json.loads(self.namespace.read(f"{option('--bundle')}/config.json"))
-                process = spec["process"]
-                namespace = self._container_namespace(spec["root"]["path"])
-            else:
-                process = json.loads(self.namespace.read(option("--process")))
-                running = self._containers.get(container)
-                if running is None or running.exit_code is not None:
-                    self.namespace.write(option("--log"), b"the container is not running\n")
-                    return 1
-                namespace = running.namespace
-            env = environment(process.get("env", []))
-            cwd = process.get("cwd", "/")
-            probe = Process(
-                0, namespace, Streams(_NOTHING, _NOTHING, _NOTHING), env, cwd, (), self.lock,
-                self._pids,
-            )  # fmt: skip
-            name = process["args"][0]
-            if find_program(probe, name) is None:
-                text = f"executable file `{name}` not found in $PATH: No such file or directory\n"
-                self.namespace.write(option("--log"), text.encode())
-                return 1
-        started = self._start(
-            process["args"], namespace, env, cwd, stdio, container=container, init=init
-        )
-        if init:
-            self._containers[container] = started
-        return started
-
-    def _container_namespace(self, rootfs: str) -> Namespace:
-        """Return the namespace of a new container: its root, and what every container has."""
-        mount = self.namespace.mount_at(rootfs)
-        if mount is None:
-            raise OSError(errno.EINVAL, "the root of a container is no mount", rootfs)
-        namespace = Namespace(Mounted("/", mount.tree, mount.source, mount.fstype, mount.device))
-        devices = directory()
-        for name in _DEV:
-            devices.children[name] = Node(Kind.CHARACTER, 0o666, device=(1, 3))
-        devices.children["shm"] = directory(0o1777)
-        for target, node in (("/dev", devices), ("/proc", directory()), ("/sys", directory())):
-            files = FileSystem(node, name=target, read_only=target == "/sys")
-            namespace.mounts.append(Mounted(target, files, target[1:], "tmpfs", (0, 20)))
-        namespace.generated["/proc/self/mountinfo"] = namespace.mountinfo
-        namespace.generated["/proc/mounts"] = namespace.mountinfo
-        return namespace
+        return self._crun.adopt(argv, stdio)
 
     def run(self, argv: Sequence[str], *, timeout_s: float) -> RunResult:
         """Play `crun delete` and `mkfs.ext4`."""
         if "delete" in argv:
-            container = argv[-1]
-            with self.lock:
-                self._containers.pop(container, None)
-                members = [each for each in self._alive() if each.rootfs == container]
-            for process in members:
-                process.kill_all()
-            for process in members:
-                if process.wait(timeout_s) is None:
-                    raise TimeoutError(errno.ETIMEDOUT, f"{container} does not end")
-            return RunResult(0, "")
+            return self._crun.delete(argv[-1], timeout_s=timeout_s)
         if argv[0] == "/sbin/mkfs.ext4":
             disk = self._disks.get(argv[-1].removeprefix("/dev/"))
             if disk is None or disk.read_only:
@@ -440,20 +355,6 @@ class ModelGuestOs:
         with self.lock, contextlib.suppress(OSError):
             self.namespace.sync()
         self._power_off()
-
-
-class _Nothing:
-    """A stream of a process that never runs."""
-
-    def write(self, data: bytes) -> None:
-        """Take it."""
-
-    def read(self) -> bytes:
-        """Return the end."""
-        return b""
-
-
-_NOTHING: Final = _Nothing()
 
 
 def _sysfs(controller: int, lun: int) -> str:

@@ -29,7 +29,7 @@ _FOLDERS: Final = (
         for controller, number in enumerate(HOST_NUMBERS)
         for host in ("", f"/host{number}")
     ),
-    "tmp", "usr", "usr/bin",
+    "tmp", "usr", "usr/bin", "var",
 )  # fmt: skip
 _PROGRAMS: Final = ("busybox", "sh", *APPLETS)
 

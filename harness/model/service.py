@@ -72,6 +72,7 @@ class _System:
         self.console = ""
         self.ports = ModelPorts(folder)
         self.has_root_disk = document.root_is_disk
+        self.init_options = document.init_options
         devices = document.virtual_machine and document.virtual_machine.devices
         self.machine = ModelMachine(
             store,
@@ -102,7 +103,7 @@ class _System:
         log = Log(write)
         if self.has_root_disk:
             try:
-                self.machine.os.boot_from_disk(*ROOT_SLOT)
+                self.machine.os.boot_from_disk(*ROOT_SLOT, writable="-w" in self.init_options)
             except OSError as error:
                 write(f"Kernel panic - not syncing: {error.strerror}")
                 self.stop(ExitType.UNEXPECTED)

@@ -19,13 +19,17 @@ def _root_disk(context: ScenarioContext) -> None:
     """As hcsshim's rootfs.vhd on SCSI: its slot is reserved, and nothing writes to it."""
     pod = Pod.prepare(context, "c1", "c2")
     with context.step("boot from a disk"):
-        vm = context.lab.boot_uvm(MachineKind(root=RootSource.DISK))
+        vm = context.lab.boot_uvm(MachineKind(root=RootSource.DISK, writable=True))
         context.fact("ready_ms", round(vm.boot_s * 1000, 1))
     with context.step("the root is that disk, read-only"):
         table = vm.processes.start(["/bin/cat", "/proc/self/mountinfo"]).wait().text.splitlines()
         (root,) = (row.split() for row in table if row.split()[4] == "/")
         context.check(root[2].startswith("8:"), f"the root is no SCSI disk: {' '.join(root)}")
         context.check(root[5].startswith("ro"), f"the root can be written to: {' '.join(root)}")
+    with context.step("nothing but /etc and /var can be written to"):
+        for path, writable in (("/usr/x", False), ("/etc/x", True), ("/var/x", True)):
+            done = vm.processes.start(["/bin/sh", "-c", f"echo x > {path}"]).wait()
+            context.check_equal(f"{path} written", done.exit_code == 0, writable)
     with context.step("containers run, and none gets the root's slot"):
         pod.start(vm)
         pod.sh("c1", "echo one > /root/file && sync")

@@ -222,9 +222,10 @@ class StandInSystem:
         self.say("lcowlab: a stand-in's guest")
         if not self._library.boots:
             return
-        if ComputeSystem.from_json(self.document).root_is_disk:
+        document = ComputeSystem.from_json(self.document)
+        if document.root_is_disk:
             try:
-                self.machine.os.boot_from_disk(*ROOT_SLOT)
+                self.machine.os.boot_from_disk(*ROOT_SLOT, writable="-w" in document.init_options)
             except OSError as error:
                 self.crash(f"Kernel panic - not syncing: {error.strerror}")
                 return

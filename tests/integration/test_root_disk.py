@@ -8,6 +8,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.hcs.document import lcow_document
+from harness.image.rootdisk import ensure_root_disk
 from harness.lab import Lab
 from harness.qemu.service import QemuComputeService
 from harness.uvm import UtilityVm
@@ -22,7 +23,7 @@ def boot(lab: Lab, service: QemuComputeService, disk: Path) -> UtilityVm:
     document = lcow_document(
         owner="test",
         kernel=str(lab.image.vmlinux),
-        initrd=str(lab.image.bootstrap),
+        initrd=str(ensure_root_disk(lab.image).bootstrap),
         memory_mb=256,
         serial_pipe="console",
         root_disk=str(disk),
@@ -32,7 +33,7 @@ def boot(lab: Lab, service: QemuComputeService, disk: Path) -> UtilityVm:
 
 def test_a_root_in_a_vhdx_boots_and_is_no_disk_of_ours(lab: Lab, tmp_path: Path) -> None:
     disk = tmp_path / "root.vhdx"
-    convert_disk(lab.image.root_disk, disk)
+    convert_disk(ensure_root_disk(lab.image).disk, disk)
     with QemuComputeService() as service, boot(lab, service, disk) as vm:
         done = vm.processes.start(["/bin/sh", "-c", "cat /proc/mounts; touch /x 2>&1"]).wait()
         assert "/dev/sda / ext4 ro," in done.text

@@ -83,6 +83,9 @@ def test_a_root_disk_is_where_hcsshim_has_it_and_the_kernel_is_told() -> None:
     direct = made.to_json()["VirtualMachine"]["Chipset"]["LinuxKernelDirect"]
     assert direct["KernelCmdLine"].startswith("root=/dev/sda ro rootwait init=/init ")
     assert made.root_is_disk
+    assert made.init_options == ()
+    writable = lcow_document(owner="x", kernel="k", initrd="", root_disk="r", init_options=["-w"])
+    assert writable.init_options == ("-w",)
     assert ComputeSystem.from_json(HCSSHIM_DOCUMENT).root_is_disk
     assert not lcow_document(owner="x", kernel="k", initrd="i").root_is_disk
 

@@ -15,6 +15,7 @@ from harness.cachedir import IMAGES, cache_directory
 from harness.errors import ImageBuildError
 from harness.image.build import UvmImage, ensure_image
 from harness.image.packages import Apt
+from harness.image.rootdisk import ensure_root_disk
 from harness.image.sources import GuestSources
 from harness.image.userland import Userland
 from tests.harness.image.conftest import PROGRAM
@@ -59,6 +60,21 @@ def test_the_kernel_is_there_in_both_forms(image: UvmImage) -> None:
     assert image.bzimage.read_bytes()[0x202:0x206] == b"HdrS"
     assert image.initrd.stat().st_size <= 25_000_000
     assert image.kernel_version[0].isdigit()
+
+
+def test_the_standard_flavour_has_nothing_of_the_protected_one(image: UvmImage) -> None:
+    content = image.initrd.read_bytes()
+    for name in (b"dm_crypt.ko", b"xfs.ko", b"sbin/cryptsetup", b"lcowlab/extra"):
+        assert name not in content
+    assert b"virtio_scsi.ko" in content
+
+
+def test_the_bootstrap_has_what_leads_to_a_disk_and_no_more(image: UvmImage) -> None:
+    content = ensure_root_disk(image).bootstrap.read_bytes()
+    for name in (b"virtio_scsi.ko", b"sd_mod.ko", b"hv_storvsc.ko", b"qemu.root", b"hyperv.root"):
+        assert name in content
+    for name in (b"virtio_console.ko", b"overlay.ko", b"python"):
+        assert name not in content
 
 
 def test_without_package_lists_the_last_image_is_used(

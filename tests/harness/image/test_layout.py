@@ -6,7 +6,12 @@ import io
 import stat
 from pathlib import Path
 
+import pytest
+
+from harness.errors import ImageBuildError
+from harness.image.cpio import read_entries
 from harness.image.layout import Layout
+from harness.image.rootdisk import write_disk
 from snapshotter.ext4.reader import Ext4
 from snapshotter.vhd import FixedVhd
 
@@ -22,7 +27,12 @@ def layout() -> Layout:
 
 
 def test_the_disk_has_what_the_archive_has(tmp_path: Path) -> None:
-    layout().write_disk(tmp_path / "root.vhd")
+    archive = io.BytesIO()
+    layout().write(archive)
+    archive.seek(0)
+    entries = list(read_entries(archive))
+    assert entries == list(layout().entries())
+    write_disk(entries, tmp_path / "root.vhd")
     with FixedVhd.open(tmp_path / "root.vhd") as disk:
         files = Ext4.open(disk)
         found = {path: status for path, status in files.walk() if path != "/lost+found"}
@@ -40,6 +50,12 @@ def test_the_same_layout_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         archive = io.BytesIO()
         layout().write(archive)
-        layout().write_disk(tmp_path / name)
+        write_disk(layout().entries(), tmp_path / name)
         written.append((archive.getvalue(), (tmp_path / name).read_bytes()))
     assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("archive", [b"", b"no archive", b"070701" + b"0" * 104])
+def test_an_archive_that_is_cut_is_an_error(archive: bytes) -> None:
+    with pytest.raises(ImageBuildError, match="cpio"):
+        list(read_entries(io.BytesIO(archive)))
