@@ -64,6 +64,21 @@ def _chains(programs: GoPrograms) -> Iterator[Comparison]:
                     clients,
                     target,
                 )
+            empty = Daemon(
+                [sys.executable, "-m", "bench.emptyservice", str(folder / "empty.sock")],
+                folder / "empty.log",
+                folder / "empty.sock",
+            )
+            with _started(empty):
+                for clients in (1, 16):
+                    yield _chain(
+                        programs,
+                        f"grpcio alone on the socket: empty answers, {clients} clients",
+                        "Go overlayfs behind Go gRPC",
+                        (empty.socket, peer.socket),
+                        clients,
+                        None,
+                    )
             for clients, direct in ((1, None), (16, 1.0)):
                 yield _chain(
                     programs,

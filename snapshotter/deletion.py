@@ -2,12 +2,14 @@
 
 Deleting can take longer than all the rest of a removal, and keeps everybody else out of the parent
 directory meanwhile (ext4 gives blocks back to the disk with its lock held). Nobody needs to wait
-for it: retired directories have their `rm-*` names, so that the next recovery deletes those that
-a killed process still had to.
+for it. Directories that are deleted later are moved into one of their own first, so that only its
+lock is taken. All their names begin with `rm-`: the next recovery deletes those that a killed
+process still had to.
 """
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -83,8 +85,23 @@ class Deletion:
                 paths, self._waiting = self._waiting, []
                 self._deleting = True
             try:
-                discard(self._platform, paths)
+                discard(self._platform, self._heaped(paths))
             finally:
                 with self._changed:
                     self._deleting = False
                     self._changed.notify_all()
+
+    def _heaped(self, paths: list[Path]) -> list[Path]:
+        """The directories that hold those of `paths` now, and those that could not be moved."""
+        heaps: dict[Path, Path] = {}
+        left: list[Path] = []
+        for path in paths:
+            try:
+                if path.parent not in heaps:
+                    heap = path.with_name(f"rm-heap-{secrets.token_hex(4)}")
+                    self._platform.make_directory(heap)
+                    heaps[path.parent] = heap
+                self._platform.rename(path, heaps[path.parent] / path.name)
+            except OSError:
+                left.append(path)  # in use, or gone: `discard` says what there is to say
+        return [*heaps.values(), *left]

@@ -213,8 +213,9 @@ class Placement:
         # nothing left to do for the directory.
         flush = partial(self._scratches.flush, scratch.location, scratch.id)
         tx.flush_before_commit(self._scratches.disk(scratch.location, scratch.id), flush)
-        shelf = self._scratches.shelf(scratch.location)
-        tx.flush_before_commit(shelf.path, shelf.flush)
+        if not self._scratches.flush_keeps_path(scratch.location):
+            shelf = self._scratches.shelf(scratch.location)
+            tx.flush_before_commit(shelf.path, shelf.flush)
 
     def commit(self, name: str, key: str, labels: Mapping[str, str], parent: str) -> None:
         """Turn the active `key` into the committed `name`. Raises as `Snapshotter.commit` does."""

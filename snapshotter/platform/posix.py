@@ -14,6 +14,7 @@ _DIRECTORY_MODE: Final = 0o700
 _NOT_EMPTY: Final = (errno.ENOTEMPTY, errno.EEXIST)
 _FICLONE: Final = 0x40049409
 """ioctl_ficlone(2): _IOW(0x94, 9, int)."""
+_KEEP_PATH: Final = frozenset({"ext4", "xfs"})
 
 
 class PosixPlatform:
@@ -99,6 +100,33 @@ class PosixPlatform:
             finally:
                 os.close(descriptor)
 
+    def file_flush_keeps_path(self, directory: Path) -> bool:
+        """True on ext4, with and without a journal, and XFS (tests/snapshotter/test_power_cut.py).
+
+        Their journals keep the order of names, and ext4 without one writes the parents of a file
+        whose entry is new (ext4_sync_parent).
+        """
+        return _file_system(directory) in _KEEP_PATH
+
     def may_pass(self, error: OSError) -> bool:
         """Never: what is busy here (a mount point) does not pass within a moment."""
         return False
+
+
+def _file_system(directory: Path) -> str:
+    """The name of the file system that a directory is in; "" where that cannot be found out.
+
+    proc_pid_mountinfo(5): the third field is the device, and the type follows a lone `-`.
+    """
+    if sys.platform != "win32":
+        try:
+            device = directory.stat().st_dev
+            mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        for line in mounts:
+            fields = line.split()
+            if fields[2] == wanted:
+                return fields[fields.index("-") + 1]
+    return ""

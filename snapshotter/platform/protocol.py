@@ -79,6 +79,14 @@ class Platform(Protocol):
         """Return when the names in a directory would survive a power cut."""
         ...
 
+    def file_flush_keeps_path(self, directory: Path) -> bool:
+        """Whether flushing a new file in `directory` keeps the names that lead to it as well.
+
+        Also where a directory above it was renamed a moment before. Asked of the file system by
+        its name: False where nobody proved it.
+        """
+        ...
+
     def may_pass(self, error: OSError) -> bool:
         """Whether a file that is open elsewhere is the cause, so that trying again may help."""
         ...

@@ -158,6 +158,11 @@ class WindowsPlatform:
     def flush_names(self, directory: Path) -> None:
         """Nothing: renames are written through, and NTFS journals what else happens to names."""
 
+    def file_flush_keeps_path(self, directory: Path) -> bool:
+        """False, which costs nothing: `flush_names` has nothing to do here."""
+        del directory
+        return False
+
     def may_pass(self, error: OSError) -> bool:
         """Whether somebody has the file, or one in the directory, open."""
         return winerror_of(error) in BUSY

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -49,19 +50,25 @@ class Call(Protocol):
 class Method:
     """A method of a service: what it takes, and what of it the log names.
 
-    `level` is that of a call that went well; failed ones are logged from INFO on.
+    `level` is that of a call that went well; failed ones are logged from INFO on. A `quick` one
+    waits for the store alone, never for its client; few of them at a time get done the soonest.
     """
 
     name: str
     request: MessageClass
     key: Callable[[Message], str] = lambda _: ""
     level: int = logging.INFO
+    quick: bool = False
 
 
 class Calls:
-    """The calls of one server; counts those under way."""
+    """The calls of one server; counts those under way.
 
-    def __init__(self) -> None:
+    `quick` are the threads for the methods that are marked so.
+    """
+
+    def __init__(self, quick: ThreadPoolExecutor) -> None:
+        self._quick = quick
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._running = 0
@@ -82,6 +89,9 @@ class Calls:
             call.abort(code, details)
             raise AssertionError("abort raises")
 
+        if method.quick:
+            # grpcio looks for this attribute; a version that does not takes the server's threads.
+            handle.experimental_thread_pool = self._quick  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(handle, method.request.FromString)
 
     def stream(self, method: Method, answer: Callable[[Message, Call], Iterator[bytes]]) -> Any:  # noqa: ANN401, untyped library

@@ -29,6 +29,10 @@ _log = logging.getLogger(__name__)
 DEFAULT_WORKERS: Final = 32
 """Threads, and so the number of calls at work at the same time; others wait."""
 
+_QUICK_WORKERS: Final = 8
+"""Threads for the calls that need the store alone. One of them does the work of all that write, and
+more of them only take the interpreter from it: sixteen clients are served in half the time."""
+
 _MAX_MESSAGE: Final = 16 << 20
 """containerd's own bound (defaults.DefaultMaxRecvMsgSize)."""
 
@@ -52,7 +56,7 @@ class Server:
     def __init__(
         self,
         server: Any,  # noqa: ANN401, untyped library
-        workers: ThreadPoolExecutor,
+        workers: Sequence[ThreadPoolExecutor],
         calls: Calls,
         health: HealthService,
         endpoint: Endpoint,
@@ -78,7 +82,8 @@ class Server:
         Raises UnavailableError: another server has the address, the system refuses.
         """
         endpoint = UnixEndpoint(where) if isinstance(where, Path) else where
-        calls = Calls()
+        quick = ThreadPoolExecutor(min(workers, _QUICK_WORKERS), thread_name_prefix="quick")
+        calls = Calls(quick)
         health = HealthService([service.name for service in services])
         with contextlib.ExitStack() as claim:
             claim.enter_context(endpoint.claimed())
@@ -100,7 +105,7 @@ class Server:
             endpoint.bind(server)
             server.start()
             endpoint.open()
-            return cls(server, pool, calls, health, endpoint, claim.pop_all())
+            return cls(server, (pool, quick), calls, health, endpoint, claim.pop_all())
 
     def stop(self, *, grace_s: float) -> bool:
         """Take no more calls, and whether those under way ended within the grace."""
@@ -110,6 +115,7 @@ class Server:
         idle = self._calls.wait_idle(timeout_s=grace_s)
         if not idle:
             _log.warning("calls are still at work after %g s; they are abandoned", grace_s)
-        self._workers.shutdown(wait=idle, cancel_futures=True)
+        for pool in self._workers:
+            pool.shutdown(wait=idle, cancel_futures=True)
         self._claim.close()
         return idle

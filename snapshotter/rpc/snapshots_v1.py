@@ -44,23 +44,28 @@ class SnapshotsService:
         """What a gRPC server takes."""
         handlers = {
             "Prepare": calls.unary(
-                Method("Prepare", messages.PrepareSnapshotRequest, _key), self._prepare
+                Method("Prepare", messages.PrepareSnapshotRequest, _key, quick=True), self._prepare
             ),
-            "View": calls.unary(Method("View", messages.ViewSnapshotRequest, _key), self._view),
+            "View": calls.unary(
+                Method("View", messages.ViewSnapshotRequest, _key, quick=True), self._view
+            ),
             "Mounts": calls.unary(
-                Method("Mounts", messages.MountsRequest, _key, logging.DEBUG), self._mounts
+                Method("Mounts", messages.MountsRequest, _key, logging.DEBUG, quick=True),
+                self._mounts,
             ),
             "Commit": calls.unary(
-                Method("Commit", messages.CommitSnapshotRequest, _key), self._commit
+                Method("Commit", messages.CommitSnapshotRequest, _key, quick=True), self._commit
             ),
             "Remove": calls.unary(
-                Method("Remove", messages.RemoveSnapshotRequest, _key), self._remove
+                Method("Remove", messages.RemoveSnapshotRequest, _key, quick=True), self._remove
             ),
             "Stat": calls.unary(
-                Method("Stat", messages.StatSnapshotRequest, _key, logging.DEBUG), self._stat
+                Method("Stat", messages.StatSnapshotRequest, _key, logging.DEBUG, quick=True),
+                self._stat,
             ),
             "Update": calls.unary(
-                Method("Update", messages.UpdateSnapshotRequest, _info_name), self._update
+                Method("Update", messages.UpdateSnapshotRequest, _info_name, quick=True),
+                self._update,
             ),
             "List": calls.stream(
                 Method("List", messages.ListSnapshotsRequest, _filters, logging.DEBUG), self._list

@@ -112,6 +112,7 @@ class ScratchStore:
         self._makers = DiskMakers(platform, durable=durable)
         self._own = Shelf(root / "scratch", owner, platform, durable=durable)
         self.locations = tuple(str(path) for path in locations)
+        self._keeps_path: dict[str, bool] = {}
 
     def create(self) -> None:
         """Make the root's own place."""
@@ -162,6 +163,16 @@ class ScratchStore:
         """Make a published disk durable; before the commit of its row. Raises UnavailableError."""
         self._flush(self.shelf(location).entry(number))
 
+    def flush_keeps_path(self, location: str) -> bool:
+        """Whether `flush` keeps the names that lead to a disk, so that nobody has to flush those.
+
+        It does where the disk was published before.
+        """
+        if location not in self._keeps_path:
+            shelf = self.shelf(location)
+            self._keeps_path[location] = self._platform.file_flush_keeps_path(shelf.path)
+        return self._keeps_path[location]
+
     def warm(self, size: int) -> None:
         """Make the template of the root's own disks of `size` bytes now, not for the first one."""
         self._makers.get("", size, self._own.path)
@@ -180,7 +191,7 @@ class ScratchStore:
         """Make a new disk durable, its name included.
 
         fsync(2) promises no more than the content, and yet ext4, XFS and btrfs keep the name of a
-        new file with it: one flush does for both.
+        new file with it: one flush does for both. See also `flush_keeps_path`.
         """
         if not self._durable or _FLUSHED_AS_WRITTEN:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import grpc
 
@@ -13,41 +13,6 @@ from snapshotter import Info, Kind, Mount, Usage
 from snapshotter.rpc.descriptors import Message
 from snapshotter.rpc.status import error_from_peer
 from tests.snapshotter.rpc.client import Client
-
-
-class Contract(Protocol):
-    """containerd's core/snapshots.Snapshotter, as `Snapshotter` has it."""
-
-    def prepare(
-        self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
-    ) -> Sequence[Mount]: ...
-
-    def view(
-        self, key: str, parent: str = "", *, labels: Mapping[str, str] | None = None
-    ) -> Sequence[Mount]: ...
-
-    def mounts(self, key: str) -> Sequence[Mount]: ...
-
-    def commit(
-        self,
-        name: str,
-        key: str,
-        *,
-        labels: Mapping[str, str] | None = None,
-        parent: str = "",
-    ) -> None: ...
-
-    def remove(self, key: str) -> None: ...
-
-    def stat(self, key: str) -> Info: ...
-
-    def update(self, info: Info, *fieldpaths: str) -> Info: ...
-
-    def usage(self, key: str) -> Usage: ...
-
-    def walk(self, *filters: str) -> Iterator[Info]: ...
-
-    def close(self) -> None: ...
 
 
 class RemoteSnapshotter:

@@ -11,12 +11,13 @@ from filelock import FileLock
 
 from harness.image.demo import ensure_demo_image
 from snapshotter import Snapshotter
+from snapshotter.contract import Contract
 from snapshotter.linuxhost.snapshotter import LinuxHostSnapshotter
 from snapshotter.rpc.backend import Backend
 from snapshotter.rpc.endpoint import Endpoint
 from snapshotter.rpc.server import Server
 from snapshotter.rpc.snapshots_v1 import SnapshotsService
-from tests.conformance.client import Contract, RemoteSnapshotter
+from tests.conformance.client import RemoteSnapshotter
 from tests.conformance.gobuild import CannotBuildError, GoPrograms, go_programs
 from tests.conformance.leaks import assert_nothing_left
 from tests.conformance.stack import missing_programs

@@ -12,13 +12,13 @@ from dataclasses import replace
 import pytest
 
 from snapshotter import Kind
+from snapshotter.contract import Contract
 from snapshotter.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
 )
-from tests.conformance.client import Contract
 
 KEEP = {"containerd.io/gc.root": "test"}
 

@@ -40,8 +40,8 @@ def test_a_removal_does_not_wait_for_files(tmp_path: Path, platform: BlockedPlat
         store.prepare("a")
         store.remove("a")
         assert list(store.walk()) == []
-        assert os.listdir(tmp_path / "snapshots") == ["rm-1"]
-        assert os.listdir(tmp_path / "scratch") == ["rm-1"]
+        assert [name[:3] for name in os.listdir(tmp_path / "snapshots")] == ["rm-"]
+        assert [name[:3] for name in os.listdir(tmp_path / "scratch")] == ["rm-"]
         platform.may_delete.set()
     assert [os.listdir(tmp_path / name) for name in ("scratch", "snapshots")] == [[], []]
 
@@ -89,6 +89,26 @@ def test_a_full_disk_is_tried_again_once_the_removed_files_are_gone(tmp_path: Pa
         store.remove("a")
         store.view("b")
         assert [info.name for info in store.walk()] == ["b"]
+
+
+def test_what_cannot_be_moved_is_deleted_where_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class StuckPlatform(PosixPlatform):
+        def rename(self, source: Path, target: Path) -> None:
+            if source.name == "rm-2":
+                raise OSError(16, "Device or resource busy", str(source))
+            super().rename(source, target)
+
+    for number in (1, 2):
+        (tmp_path / f"rm-{number}/deep").mkdir(parents=True)
+    deletion = Deletion(StuckPlatform(), later=True)
+    deletion.delete([tmp_path / "rm-1", tmp_path / "rm-2", tmp_path / "rm-3"])
+    assert deletion.finish()
+    assert not deletion.finish()
+    deletion.close()
+    assert os.listdir(tmp_path) == []
+    assert caplog.records == []
 
 
 def test_whoever_removes_too_much_deletes_by_himself(

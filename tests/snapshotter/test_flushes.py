@@ -16,6 +16,7 @@ import pytest
 from snapshotter import Snapshotter
 from snapshotter.errors import NotFoundError, UnavailableError
 from snapshotter.fsck import Problem, check
+from snapshotter.platform.posix import PosixPlatform
 from snapshotter.scratch.template import ScratchTemplate
 
 REPOSITORY = Path(__file__).parents[2]
@@ -83,7 +84,11 @@ def test_a_fresh_disk_is_flushed_under_its_last_name_and_then_the_directory(
         flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
         flush(descriptor)
 
-    with Snapshotter.open(tmp_path) as store:
+    class PlainPlatform(PosixPlatform):
+        def file_flush_keeps_path(self, directory: Path) -> bool:
+            return directory.name != "scratch"
+
+    with Snapshotter.open(tmp_path, platform=PlainPlatform()) as store:
         monkeypatch.setattr(os, "fsync", watched)
         store.prepare("a")
     assert flushed == [f"{tmp_path}/scratch/1/sandbox.vhdx", f"{tmp_path}/scratch"]

@@ -162,6 +162,23 @@ def test_a_full_disk_fails_the_group_and_leaves_a_working_store(
     assert "later" in keys(store)
 
 
+def test_an_interrupted_leader_fails_the_others_and_leaves_a_working_store(
+    store: MetaStore, threads: ThreadPoolExecutor
+) -> None:
+    def interrupt(tx: Transaction) -> None:
+        create("i")(tx)
+        raise KeyboardInterrupt
+
+    done = together(store, threads, [create("a"), interrupt, create("b")])
+    errors = [future.exception() for future in done]
+    # Whoever led was interrupted; those whose work it had taken are told, the rest came through.
+    assert any(isinstance(error, KeyboardInterrupt) for error in errors)
+    told = {name for name, error in zip("aib", errors, strict=True) if error is None}
+    assert set(keys(store)) == told - {"i"}
+    store.write(create("later"))
+    assert "later" in keys(store)
+
+
 def test_directories_are_flushed_once_before_the_commit(
     store: MetaStore, threads: ThreadPoolExecutor
 ) -> None:
@@ -188,7 +205,7 @@ def test_a_writer_that_gives_up_waiting_leaves_the_others_their_turn(tmp_path: P
                 ThreadPoolExecutor(1) as pool,
                 pytest.raises(UnavailableError, match="locked"),
             ):
-                pool.submit(lambda: store.transaction(write=True).__enter__()).result()
+                pool.submit(store.write, create("late")).result()
         with store.transaction(write=True) as tx:
             create("b")(tx)
         assert keys(store) == ["a", "b"]
