@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from xml.sax.saxutils import escape
 
 from harness.errors import RemoteCommandError, RemoteTimeoutError
 from harness.hosts.hostscripts import HostScripts, script_source
 from harness.hosts.protectedroot import ProtectedRoot
+from harness.hosts.systemtask import FOLDER, system_task
 from harness.remote.deadline import Deadline
 from harness.remote.files import HostFiles
 from harness.remote.powershell import Command
@@ -27,40 +27,13 @@ from harness.remote.transport import CompletedRemote
 from harness.remote.winrm import WinRM
 
 TASK: Final = "agent"
-FOLDER: Final = "\\lcowlab\\"
-SYSTEM: Final = "S-1-5-18"
 _WAIT_S: Final = 20.0
 _POLL_S: Final = 0.1
 
 
-def task_xml(python: str, script: str, folder: str) -> str:
-    """Return the task: SYSTEM, highest privileges, at boot, one instance, no time limit.
-
-    Source: [MS-TSCH] 2.5.
-    """
-    arguments = escape(f'-I -u -X utf8 "{script}" "{folder}"')
-    return f"""<?xml version="1.0" encoding="UTF-16"?>
-<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
-  <Triggers><BootTrigger><Enabled>true</Enabled></BootTrigger></Triggers>
-  <Principals><Principal id="Author">
-    <UserId>{SYSTEM}</UserId><RunLevel>HighestAvailable</RunLevel>
-  </Principal></Principals>
-  <Settings>
-    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
-    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
-    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
-    <AllowHardTerminate>true</AllowHardTerminate>
-    <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
-    <Enabled>true</Enabled>
-    <RestartOnFailure><Interval>PT1M</Interval><Count>10</Count></RestartOnFailure>
-  </Settings>
-  <Actions Context="Author"><Exec>
-    <Command>{escape(python)}</Command>
-    <Arguments>{arguments}</Arguments>
-    <WorkingDirectory>{escape(folder)}</WorkingDirectory>
-  </Exec></Actions>
-</Task>
-"""
+def agent_source(python: str) -> str:
+    """Return the agent's source, with the interpreter that is to run it: both make one version."""
+    return f"{script_source('agent')}\n# run by {python}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +57,17 @@ class HostAgent:
         script = self.root.inside("agent", "agent.py")
         with tempfile.TemporaryDirectory(prefix="lcowlab-agent-") as folder:
             source = Path(folder, "agent.py")
-            source.write_text(script_source("agent"), "utf-8")
+            source.write_text(agent_source(self.python), "utf-8")
             HostFiles(self.winrm, self.python, self.root.path).put(
                 source, script, deadline=deadline
             )
         self.stop(deadline=deadline)
-        xml = task_xml(self.python, script, self._folder)
+        xml = system_task(
+            self.python,
+            f'-I -u -X utf8 "{script}" "{self._folder}"',
+            directory=self._folder,
+            at_boot=True,
+        )
         self.root.verify(self.winrm, deadline=deadline)
         self.winrm.powershell(
             Command.build(

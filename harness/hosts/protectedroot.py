@@ -24,7 +24,7 @@ from harness.remote.powershell import Command
 from harness.remote.psrp import Plain
 from harness.remote.winrm import WinRM
 
-FOLDERS: Final = ("journal", "lease", "cache", "agent", "bundle", "deploy")
+FOLDERS: Final = ("journal", "lease", "cache", "agent", "bundle", "deploy", "python")
 _SYSTEM: Final = "S-1-5-18"
 _ADMINISTRATORS: Final = "S-1-5-32-544"
 _TRUSTED: Final = {"SY": _SYSTEM, "BA": _ADMINISTRATORS}

@@ -12,6 +12,7 @@ import pytest
 from harness.errors import ProvisionError, UsageError
 from harness.hosts.bundle import LIST, Bundle
 from harness.hosts.deploy import Deployed, deploy_wheels
+from harness.hosts.hostscripts import HostScripts
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
@@ -48,7 +49,7 @@ def deploy(winrm: WinRM, opened: Bundle) -> Deployed:
     return deploy_wheels(
         winrm,
         ROOT,
-        "python",
+        HostScripts(winrm, "python"),
         opened,
         deadline=Deadline.after(60),
         report=lambda _line: None,
