@@ -131,8 +131,9 @@ class Change(_Frozen):
 
 def read_boot(winrm: WinRM, *, deadline: Deadline) -> BootIdentity:
     """Return which boot runs. Raises RemoteError."""
-    (system,) = winrm.cim("Win32_OperatingSystem", deadline=deadline)
+    # The count first: a restart between the two readings then looks like the boot before it.
     boot_id = registry_values(winrm, _PREFETCH, deadline=deadline).get("BootId")
+    (system,) = winrm.cim("Win32_OperatingSystem", deadline=deadline)
     return BootIdentity(
         boot_id=boot_id if isinstance(boot_id, int) else None,
         began=_text(system, "LastBootUpTime"),

@@ -161,10 +161,15 @@ class HostHold:
         beside.replace(self._file)
         return nonce
 
-    def keep(self) -> None:
-        """Go on holding it: ask whether it is still ours, and for more time. Raises LeaseError."""
+    def keep(self, boot: BootIdentity | None = None) -> None:
+        """Go on holding it: ask whether it is still ours, and for more time.
+
+        `boot` is the one that runs, read now unless given: in another one than before the lease is
+        lost. Raises LeaseError.
+        """
         held = self._mine()
         deadline = Deadline.after(_CALL_S)
+        held.keeper = self._keeper(boot or read_boot(self._winrm, deadline=deadline))
         record = self._renewed(held, deadline)
         held.renewed = time.monotonic()
         if held.paused_until - held.renewed < self._ttl_s / 2:
@@ -191,9 +196,8 @@ class HostHold:
         Where the restart was nobody's, the work that it broke off is taken up again.
         """
         if self._held is not None:
-            self._held.keeper = self._keeper(boot)
             try:
-                self.keep()
+                self.keep(boot)
             except LeaseError:
                 self._held = None
                 self._file.unlink(missing_ok=True)

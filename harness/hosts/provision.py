@@ -29,7 +29,7 @@ from harness.errors import (
     ShellGoneError,
 )
 from harness.hosts.agentstep import Agent
-from harness.hosts.facts import BootIdentity, HostFacts, probe_host
+from harness.hosts.facts import BootIdentity, HostFacts, probe_host, read_boot
 from harness.hosts.holding import HostHold
 from harness.hosts.journal import Journal
 from harness.hosts.pythonstep import Python, describe_python, host_python
@@ -309,13 +309,22 @@ class Provisioner:
     def _run(self, step: Step, found: Assessment, look: Look, outcome: Outcome) -> None:
         if step.elevated:
             self._steadily(lambda: self._options.root.verify(self._winrm, deadline=look.deadline))
-            if self._hold is not None:
-                self._steadily(self._hold.keep)
+            self._keep_lease()
             self._note("change", step.name, {"commands": [each.text for each in found.actions]})
             self._began().add(step.name)
         for action in found.actions:
             action.run(self._winrm, deadline=look.deadline)
             outcome.ran.append(action.text)
+
+    def _keep_lease(self) -> None:
+        """Ask for more time, in the boot that was looked at. Raises LeaseError, _StrayRestartError.
+
+        A restart that fell between two requests was noticed by nobody but the host.
+        """
+        boot = self._steadily(lambda: read_boot(self._winrm, deadline=Deadline.after(_LOOK_S)))
+        self._same_boot(boot)
+        if (hold := self._hold) is not None:
+            self._steadily(lambda: hold.keep(boot))
 
     def _finished(self, step: Step) -> None:
         if step.elevated:
@@ -371,7 +380,9 @@ class Provisioner:
 
     def _recover(self) -> None:
         """Wait until a host that was lost answers, and see whether it is in the same boot."""
-        boot = wait_for_answer(self._winrm, self._patience)
+        self._same_boot(wait_for_answer(self._winrm, self._patience))
+
+    def _same_boot(self, boot: BootIdentity) -> None:
         if self._boot is None or boot.same(self._boot):
             return
         self._report(f"it restarted, and not for us: boot {boot.boot_id}")

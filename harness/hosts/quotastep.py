@@ -27,7 +27,8 @@ from harness.remote.winrm import WinRM
 
 TASK: Final = "restart-winrm"
 _RESTART: Final = "/d /c net stop WinRM /y & net start WinRM"
-_POLL_S: Final = 0.2
+_RUNNING: Final = 0x41301  # SCHED_S_TASK_RUNNING
+_POLL_S: Final = 0.1
 _WAIT_S: Final = 180.0
 
 
@@ -81,8 +82,10 @@ class RestartWinRM:
                     raise
                 last = error
             else:
-                if not running and info.get("LastRunTime") != before:
-                    return info.get("LastTaskResult")
+                result = info.get("LastTaskResult")
+                # The two were read one after the other: it may have ended in between.
+                if not running and result != _RUNNING and info.get("LastRunTime") != before:
+                    return result
             time.sleep(_POLL_S)
         raise RemoteTimeoutError(
             f"WinRM did not come back after its restart: start it on the host ({last})",
