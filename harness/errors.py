@@ -8,6 +8,7 @@
     │   ├── MissingProgramError     a program or package that is not installed
     │   ├── ImageBuildError         the utility VM image cannot be built or is damaged
     │   ├── ComputeServiceError     the compute service refused or failed a request
+    │   │   ├── HcsCallError        Windows' HCS refused a call, with the events it gives as reason
     │   │   ├── LaunchError         a virtual machine that did not start
     │   │   ├── SystemNotFoundError
     │   │   ├── SystemExitedError   the utility VM is gone
@@ -71,6 +72,15 @@ class ComputeServiceError(InfrastructureError):
     def __init__(self, message: str, *, hresult: int | None = None) -> None:
         super().__init__(message if hresult is None else f"{message} (HRESULT {hresult:#010x})")
         self.hresult = hresult
+
+
+class HcsCallError(ComputeServiceError):
+    """Windows' HCS refused a call; `events` are the reasons that it gave, the first one first."""
+
+    def __init__(self, message: str, *, hresult: int, call: str, events: Sequence[str]) -> None:
+        super().__init__(message, hresult=hresult)
+        self.call = call
+        self.events = tuple(events)
 
 
 class LaunchError(ComputeServiceError):

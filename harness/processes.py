@@ -19,8 +19,8 @@ from typing import Any
 from harness.errors import BridgeClosedError, ComputeTimeoutError, HarnessError
 from harness.gcs.guest import GuestClient
 from harness.gcs.prot import StdioPorts
-from harness.hcs.service import FIRST_STDIO_PORT, ComputeService
-from harness.hcs.streams import StreamListener, open_listener
+from harness.hcs.service import FIRST_STDIO_PORT
+from harness.hcs.streams import GuestStreams, StreamListener
 
 Sink = Callable[[bytes], object]
 """Takes a part of an output stream; an OSError of it closes the stream."""
@@ -122,9 +122,8 @@ class GuestProcess:
 class ProcessStarter:
     """Starts processes in one guest; allocates stream ports, which are never used twice."""
 
-    def __init__(self, service: ComputeService, system_id: str, guest: GuestClient) -> None:
-        self._service = service
-        self._system_id = system_id
+    def __init__(self, streams: GuestStreams, guest: GuestClient) -> None:
+        self._streams = streams
         self._guest = guest
         self._ports = itertools.count(FIRST_STDIO_PORT)
 
@@ -154,9 +153,8 @@ class ProcessStarter:
             ports: dict[str, int] = {}
             for name in names:
                 ports[name] = next(self._ports)
-                endpoint = self._service.listen(self._system_id, ports[name])
-                listening.callback(self._service.unlisten, self._system_id, ports[name])
-                listeners[name] = listening.enter_context(open_listener(endpoint))
+                listening.callback(self._streams.unlisten, ports[name])
+                listeners[name] = listening.enter_context(self._streams.listen(ports[name]))
             process_id = self._guest.execute_process(
                 container_id,
                 args=args,

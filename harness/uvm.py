@@ -45,7 +45,7 @@ from harness.hcs.service import (
     ExitType,
     SystemState,
 )
-from harness.hcs.streams import StreamListener, open_listener
+from harness.hcs.streams import GuestStreams, ListenHyperV, StreamListener, listen_hyperv
 from harness.processes import ProcessStarter
 from harness.scsi import DiskClaims, MountConfig, ScsiManager, Slot
 
@@ -190,6 +190,7 @@ class UtilityVm:
         system_id: str,
         *,
         guest: GuestClient,
+        streams: GuestStreams,
         log: GuestLog,
         document: ComputeSystem,
         boot_s: float,
@@ -203,7 +204,7 @@ class UtilityVm:
         self.guest = guest
         self.log = log
         self.boot_s = boot_s
-        self.processes = ProcessStarter(service, system_id, guest)
+        self.processes = ProcessStarter(streams, guest)
         self.scsi = ScsiManager(
             ServiceScsiHost(service, system_id),
             BridgeScsiGuest(guest),
@@ -227,6 +228,7 @@ class UtilityVm:
         timeout_s: float = BOOT_TIMEOUT_S,
         connect: Callable[[socket.socket], GuestClient] | None = None,
         claims: DiskClaims | None = None,
+        listen: ListenHyperV = listen_hyperv,
     ) -> Self:
         """Create and start a system and return once its guest has negotiated the protocol.
 
@@ -238,10 +240,9 @@ class UtilityVm:
         with contextlib.ExitStack() as undo:
             made = service.create(system_id, document)
             undo.callback(service.close, system_id)
-            bridge_listener = undo.enter_context(
-                open_listener(service.listen(system_id, BRIDGE_PORT))
-            )
-            log = GuestLog(open_listener(service.listen(system_id, LOG_PORT)))
+            streams = GuestStreams(service, system_id, listen)
+            bridge_listener = undo.enter_context(streams.listen(BRIDGE_PORT))
+            log = GuestLog(streams.listen(LOG_PORT))
             log.start()
             service.start(system_id, timeout_s=timeout_s)
             try:
@@ -249,7 +250,12 @@ class UtilityVm:
                 guest = (connect or GuestClient.connect)(bridge_listener.accept(remaining))
                 undo.callback(guest.close)
                 guest.negotiate(timeout_s=remaining)
-            except (BridgeClosedError, ComputeTimeoutError, GuestError) as error:
+            except (
+                BridgeClosedError,
+                ComputeTimeoutError,
+                GuestError,
+                SystemExitedError,
+            ) as error:
                 raise InfrastructureError(
                     f"the utility VM did not answer within {timeout_s:.0f} s: {error}; "
                     f"its console ends: {_tail(service.console(system_id))}"
@@ -260,6 +266,7 @@ class UtilityVm:
             service,
             system_id,
             guest=guest,
+            streams=streams,
             log=log,
             document=document,
             boot_s=time.monotonic() - began,

@@ -51,6 +51,10 @@ def provision(
     feature_source: Annotated[
         str, typer.Option(help="Path on the host with the files of removed features.")
     ] = "",
+    smoke: Annotated[
+        str,
+        typer.Option(help="Backend of the utility VM that proves a host: auto, or off for none."),
+    ] = "auto",
     json_: JsonOption = False,
 ) -> None:
     """Make hosts ready for utility VMs; restarts them where that is needed.
@@ -74,6 +78,7 @@ def provision(
                 bundle=supplies,
                 least_python=least,
                 feature_source=feature_source,
+                smoke=smoke,
             )
             with connect_host(name, host) as winrm:
                 provisioner = Provisioner(
@@ -134,11 +139,12 @@ def _document(outcome: Outcome) -> dict[str, object]:
         "restarts": outcome.restarts,
         "notes": outcome.notes,
         "settled": outcome.settled,
+        "proofs": outcome.proofs,
     }
 
 
 def _print_outcome(name: str, outcome: Outcome) -> None:
-    for step, note in outcome.notes.items():
+    for step, note in {**outcome.notes, **outcome.proofs}.items():
         typer.echo(f"{name}: {step}: {note}")
     done = f"{len(outcome.ran)} commands, {outcome.restarts} restarts"
     typer.echo(f"{name}: ready ({done if outcome.changed else 'nothing was lacking'})")

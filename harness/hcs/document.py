@@ -58,6 +58,7 @@ __all__ = [
     "attach_request",
     "controller_number",
     "detach_request",
+    "is_scsi_attachment_path",
     "lcow_document",
     "lun_number",
     "parse_scsi_attachment_path",
@@ -311,6 +312,11 @@ def scsi_attachment_path(controller: int, lun: int) -> str:
         raise UsageError(f"SCSI controller {controller} is not one of 0 to 3")
     guid = SCSI_CONTROLLER_GUIDS[controller]
     return f"VirtualMachine/Devices/Scsi/{guid}/Attachments/{lun_number(str(lun))}"
+
+
+def is_scsi_attachment_path(path: str) -> bool:
+    """Whether a resource path is that of a SCSI slot, of whatever controller."""
+    return _SCSI_PATH.fullmatch(path) is not None
 
 
 def parse_scsi_attachment_path(path: str) -> tuple[int, int]:

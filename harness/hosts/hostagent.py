@@ -11,17 +11,18 @@ import base64
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import RemoteCommandError, RemoteTimeoutError
-from harness.hosts.hostscripts import HostScripts, script_source
+from harness.hosts.hostscripts import HostScripts, read_report, script_source
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.hosts.systemtask import FOLDER, system_task
 from harness.remote.deadline import Deadline
 from harness.remote.files import HostFiles
+from harness.remote.hostpython import python_argv, script_input
 from harness.remote.powershell import Command
 from harness.remote.transport import CompletedRemote
 from harness.remote.winrm import WinRM
@@ -87,16 +88,17 @@ class HostAgent:
 
     def stop(self, *, deadline: Deadline) -> None:
         """End a running agent; nothing happens where none runs."""
-        if not self._runs(deadline):
+        if not self.running(deadline=deadline):
             return
         self._request({"operation": "stop"}, deadline)
         # A start while the old one still runs would be ignored (IgnoreNew).
-        while self._runs(deadline):
+        while self.running(deadline=deadline):
             if deadline.passed:
                 raise RemoteTimeoutError("the agent does not end", host=self.winrm.host)
             time.sleep(_POLL_S)
 
-    def _runs(self, deadline: Deadline) -> bool:
+    def running(self, *, deadline: Deadline) -> bool:
+        """Whether there is a task and it runs. Raises RemoteError."""
         try:
             (task,) = self.winrm.powershell(
                 Command.build("Get-ScheduledTask", {"TaskName": (TASK,), "TaskPath": (FOLDER,)}),
@@ -109,7 +111,10 @@ class HostAgent:
         return isinstance(task, dict) and task.get("State") == "Running"
 
     def identity(self, *, deadline: Deadline) -> dict[str, Any]:
-        """Return `user`, `pid` and `python` of the agent that runs. Raises RemoteError."""
+        """Return `user`, `pid`, `python`, `executable` and `root` of the agent that runs.
+
+        Paths are those that the agent's own programs take. Raises RemoteError.
+        """
         return self._request({"operation": "identity"}, deadline)
 
     def run(
@@ -134,6 +139,23 @@ class HostAgent:
             base64.b64decode(values["stdout"]),
             base64.b64decode(values["stderr"]),
         )
+
+    def script(
+        self, name: str, parameters: Mapping[str, object], *, deadline: Deadline
+    ) -> dict[str, Any]:
+        """Return the one report of a script of ours that the agent's user runs, once.
+
+        It gets `parameters`, the protected `root` and the agent's `user`. Raises RemoteError.
+        """
+        who = self.identity(deadline=deadline)
+        done = self.run(
+            python_argv(who["executable"]),
+            stdin=script_input(
+                script_source(name), {**parameters, "root": who["root"], "user": who["user"]}
+            ),
+            deadline=deadline,
+        )
+        return read_report(name, done, host=self.winrm.host)
 
     def _request(self, request: dict[str, object], deadline: Deadline) -> dict[str, Any]:
         identity = uuid.uuid4().hex

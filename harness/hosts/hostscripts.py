@@ -11,7 +11,7 @@ from typing import Any, Final
 from harness.errors import LeaseError, RemoteCommandError
 from harness.remote.deadline import Deadline
 from harness.remote.hostpython import python_argv, script_input
-from harness.remote.transport import Transport
+from harness.remote.transport import CompletedRemote, Transport
 
 _FUTURE: Final = "from __future__ import annotations\n"
 
@@ -19,6 +19,15 @@ _FUTURE: Final = "from __future__ import annotations\n"
 def script_source(name: str) -> str:
     """Return the source of a script of `harness.hosts.onhost`."""
     return resources.files("harness.hosts.onhost").joinpath(f"{name}.py").read_text("utf-8")
+
+
+def read_report(name: str, done: CompletedRemote, *, host: str) -> dict[str, Any]:
+    """Return what a script reported. Raises RemoteCommandError with the end of its complaint."""
+    if done.exit_code != 0:
+        said = done.stderr.decode(errors="replace").strip()[-2000:]
+        raise RemoteCommandError(said, host=host, code=done.exit_code, command=name)
+    values: dict[str, Any] = json.loads(done.stdout)
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +71,7 @@ class HostScripts:
             deadline=deadline,
             idempotent=True,
         )
-        if done.exit_code != 0:
-            said = done.stderr.decode(errors="replace").strip()[-2000:]
-            raise RemoteCommandError(
-                said, host=self.transport.host, code=done.exit_code, command=name
-            )
-        values: dict[str, Any] = json.loads(done.stdout)
+        values = read_report(name, done, host=self.transport.host)
         if "fenced" in values:
             raise LeaseError(str(values["fenced"]), host=self.transport.host)
         return values

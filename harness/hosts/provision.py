@@ -37,6 +37,7 @@ from harness.hosts.quotastep import Quotas
 from harness.hosts.restarts import RestartPatience, restart_host, wait_for_answer
 from harness.hosts.rightsstep import Rights
 from harness.hosts.settingsteps import CrashDumps, Defender, EventLogs, Firewall, PowerPlan
+from harness.hosts.smokestep import Smoke
 from harness.hosts.steps import Assessment, Look, Options, State, Step
 from harness.hosts.supplysteps import BootFiles, Packages
 from harness.hosts.systemsteps import (
@@ -88,17 +89,19 @@ class Outcome:
     """What an apply did: texts of the commands that ran, in order, and its restarts.
 
     `settled` are steps that a predecessor began and that were found done.
+    `proofs` says by step what commands showed that change nothing.
     """
 
     ran: list[str] = field(default_factory=list)
     restarts: int = 0
     notes: dict[str, str] = field(default_factory=dict)
     settled: list[str] = field(default_factory=list)
+    proofs: dict[str, str] = field(default_factory=dict)
 
     @property
     def changed(self) -> bool:
         """Whether anything was changed."""
-        return bool(self.ran) or self.restarts > 0
+        return len(self.ran) > len(self.proofs) or self.restarts > 0
 
 
 def standard_steps() -> tuple[Step, ...]:
@@ -124,6 +127,7 @@ def standard_steps() -> tuple[Step, ...]:
         Agent(),
         Packages(),
         BootFiles(),
+        Smoke(),
     )
 
 
@@ -248,14 +252,18 @@ class Provisioner:
                 waiting.append(f"{step.name}: {found.detail}")
                 if step.name == PendingRestart().name:
                     break  # nothing is put on top of what Windows has not finished
+            if found.proof and waiting:
+                continue
             if found.state is State.CHANGE:
                 self._report(f"{step.name}: {found.detail}")
                 after = self._change(step, found, look, outcome)
+                if found.proof:
+                    outcome.proofs[step.name] = after.detail
                 if after.state is State.RESTART:
                     waiting.append(f"{step.name}: {after.detail}")
-            elif self._open and step.name in self._open:
+            elif step.elevated and step.name in self._began():
                 self._note("settled", step.name, {})
-                self._open.discard(step.name)
+                self._began().discard(step.name)
                 outcome.settled.append(step.name)
             if step.name == Python().name and self._hold is None:
                 self._take_lease(look)

@@ -37,11 +37,16 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What a step found and what it would run."""
+    """What a step found and what it would run.
+
+    `proof` says that its actions show that the host works, change nothing of it, and wait for a
+    restart that is due.
+    """
 
     state: State
     detail: str = ""
     actions: tuple[Action, ...] = ()
+    proof: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class Options:
 
     `python` names an interpreter that is there already; else `layout` is brought; else what is
     found is used. `bundle` holds packages and boot files.
+    `smoke` is the backend of the utility VM that proves it: `auto` is the host's own, `off` none.
     """
 
     root: ProtectedRoot
@@ -58,6 +64,7 @@ class Options:
     layout: PythonLayout | None = None
     bundle: Bundle | None = None
     least_python: tuple[int, int] = (3, 12)
+    smoke: str = "auto"
     feature_source: str = ""
     least_memory: int = 8 * GIB
     least_disk: int = 40 * GIB

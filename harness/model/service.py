@@ -44,15 +44,13 @@ from harness.hcs.service import (
     SystemProperties,
     SystemState,
 )
-from harness.model.disks import DiskStore, ModelDisk
-from harness.model.guestos import ModelGuestOs
+from harness.model.disks import DiskStore
+from harness.model.machine import ModelMachine
 from harness.model.streams import ModelPorts
 
 _NOT_FOUND: Final = 0x8037010E  # HCS_E_SYSTEM_NOT_FOUND
 _ALREADY_EXISTS: Final = 0x8037010F  # HCS_E_SYSTEM_ALREADY_EXISTS
 _INVALID_STATE: Final = 0x80370105  # HCS_E_INVALID_STATE
-_SLOT_EMPTY: Final = 0x80070490
-_SLOT_IN_USE: Final = 0x800700AA
 _CONSOLE_MAX: Final = 64 * 1024
 
 
@@ -69,14 +67,13 @@ class _System:
         self.lock = threading.RLock()
         self.state = SystemState.CREATED
         self.exit_type: ExitType | None = None
-        self.disks: dict[tuple[int, int], ModelDisk] = {}
         self.events: list[SystemEvent] = []
         self.console = ""
         self.ports = ModelPorts(folder)
         devices = document.virtual_machine and document.virtual_machine.devices
-        self.controllers = len(devices.scsi) if devices else 0
-        self._store = store
-        self.os = ModelGuestOs(
+        self.machine = ModelMachine(
+            store,
+            controllers=len(devices.scsi) if devices else 0,
             dial=lambda port: SocketConnection(self.ports.dial(port)),
             power_off=lambda: self.stop(ExitType.GRACEFUL),
         )
@@ -86,31 +83,13 @@ class _System:
         """Give the machine a disk. Raises ComputeServiceError."""
         with self.lock:
             self.check_alive()
-            if controller >= self.controllers:
-                raise ComputeServiceError(
-                    f"the system has {self.controllers} SCSI controllers, no number {controller}",
-                    hresult=_SLOT_EMPTY,
-                )
-            if (controller, lun) in self.disks:
-                held = self.disks[controller, lun]
-                raise ComputeServiceError(
-                    f"SCSI slot {controller}:{lun} is taken by {held.path}", hresult=_SLOT_IN_USE
-                )
-            disk = self._store.open(attachment)
-            self.disks[controller, lun] = disk
-            self.os.plug(controller, lun, disk)
+            self.machine.attach(controller, lun, attachment)
 
     def detach(self, controller: int, lun: int) -> None:
         """Take a disk away. Raises ComputeServiceError for an empty slot."""
         with self.lock:
             self.check_alive()
-            disk = self.disks.pop((controller, lun), None)
-            if disk is None:
-                raise ComputeServiceError(
-                    f"SCSI slot {controller}:{lun} is empty", hresult=_SLOT_EMPTY
-                )
-            self.os.unplug(controller, lun)
-            disk.close()
+            self.machine.detach(controller, lun)
 
     def serve(self) -> None:
         """Run the guest: its agent answers on the bridge, and nobody's host means power off."""
@@ -119,7 +98,7 @@ class _System:
             self.console = (self.console + line + "\n")[-_CONSOLE_MAX:]
 
         log = Log(write)
-        agent = Agent(self.os, log)
+        agent = Agent(self.machine.os, log)
         write("lcowlab: a model's guest")
         try:
             connected = self.ports.bridge()
@@ -138,12 +117,7 @@ class _System:
                 return
             self.state = SystemState.STOPPED
             self.exit_type = exit_type
-            self.os.crash()
-            for disk in self.disks.values():
-                if exit_type is not ExitType.GRACEFUL and not disk.read_only and disk.files:
-                    disk.files.crash()
-                disk.close()
-            self.disks.clear()
+            self.machine.stop(flushed=exit_type is ExitType.GRACEFUL)
         self.ports.close()
         self.stopped.set()
 
@@ -157,7 +131,7 @@ class _System:
         with self.lock:
             disks = tuple(
                 AttachedDisk(controller, lun, disk.path, disk.read_only)
-                for (controller, lun), disk in sorted(self.disks.items())
+                for (controller, lun), disk in self.machine.disks()
             )
             return SystemProperties(
                 self.id, self.owner, self.runtime_id, self.state, self.exit_type, disks

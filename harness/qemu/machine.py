@@ -20,11 +20,11 @@ from harness.errors import (
     LaunchError,
     SystemExitedError,
 )
+from harness.hcs.consoletail import Tail
+from harness.hcs.panic import PanicScanner
 from harness.qemu.loop import READ, IoLoop
-from harness.qemu.panic import PanicScanner
 from harness.qemu.qmp import QmpClient, QmpCommand, QmpEvent
 from harness.qemu.supervisor import Child, Supervisor, describe_exit
-from harness.qemu.tail import Tail
 from harness.qemu.translate import Descriptors, LaunchPlan
 
 _QUIT_S: Final = 5.0  # for flushing and closing its disks

@@ -22,8 +22,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from harness.errors import ComputeServiceError, MissingProgramError
+from harness.hcs.consoletail import Tail
 from harness.qemu.loop import READ, IoLoop
-from harness.qemu.tail import Tail
 
 _REAP_S: Final = 5.0
 _GUARD: Final = '[ "$PPID" = "$0" ] && exec "$@"'

@@ -93,6 +93,8 @@ class ConnectionHandler(http.server.BaseHTTPRequestHandler):
             with contextlib.suppress(OSError, ValueError):
                 super().finish()
         finally:
+            # What could not be flushed any more made the base leave this one open.
+            self.rfile.close()
             self.endpoint.left(self._raw)
             if self._raw is not None:
                 with contextlib.suppress(OSError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import getpass
 import json
 import os
 import pathlib
@@ -56,7 +57,9 @@ def serve(folder: pathlib.Path) -> None:
 
 def identity() -> dict[str, Any]:
     """Return who this process is, as the system says."""
-    who = f"{os.environ.get('USERDOMAIN', '')}\\{os.environ.get('USERNAME', '')}"
+    who = "\\".join(os.environ.get(name, "") for name in ("USERDOMAIN", "USERNAME"))
+    if who == "\\":
+        who = getpass.getuser()
     if os.name == "nt":
         whoami = pathlib.Path(os.environ["SYSTEMROOT"], "System32", "whoami.exe")
         done = subprocess.run(
@@ -88,17 +91,19 @@ def _lock(lock: IO[bytes]) -> None:
 
 def _carry_out(folder: pathlib.Path, taken: pathlib.Path, stopping: threading.Event) -> None:
     try:
-        answer = _run(json.loads(taken.read_bytes()), stopping)
+        answer = _run(folder, json.loads(taken.read_bytes()), stopping)
     except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for the answer
         answer = {"error": f"{type(error).__name__}: {error}"}
     _answer(folder, taken.stem, answer)
     taken.unlink()
 
 
-def _run(request: dict[str, Any], stopping: threading.Event) -> dict[str, Any]:
+def _run(
+    folder: pathlib.Path, request: dict[str, Any], stopping: threading.Event
+) -> dict[str, Any]:
     operation = request["operation"]
     if operation == "identity":
-        return identity()
+        return {**identity(), "root": str(folder.resolve().parent)}
     if operation == "stop":
         stopping.set()
         return {}

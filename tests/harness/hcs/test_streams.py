@@ -12,6 +12,8 @@ from harness.errors import ComputeServiceError, UsageError
 from harness.hcs.service import BRIDGE_PORT, StreamEndpoint
 from harness.hcs.streams import hvsock_address, open_listener
 
+VM = "8e8d1b57-0000-0000-0000-000000000000"
+
 
 @pytest.fixture
 def served(tmp_path: Path) -> socket.socket:
@@ -59,9 +61,9 @@ def test_an_unknown_transport_is_refused() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has Hyper-V sockets")
 def test_hyper_v_sockets_elsewhere_than_on_windows_are_a_clear_error() -> None:
     with pytest.raises(ComputeServiceError, match="Windows"):
-        open_listener(StreamEndpoint("hvsock", hvsock_address("x", BRIDGE_PORT)))
+        open_listener(StreamEndpoint("hvsock", hvsock_address(VM, BRIDGE_PORT)))
 
 
 def test_a_vsock_port_becomes_its_service_guid() -> None:
-    address = hvsock_address("8e8d1b57-0000-0000-0000-000000000000", BRIDGE_PORT)
+    address = hvsock_address(VM, BRIDGE_PORT)
     assert address.endswith(":40000000-facb-11e6-bd58-64006a7986d3")

@@ -24,7 +24,7 @@ FAST = RestartPatience(timeout_s=30, sessions=3, interval_s=0.02, delay_s=0)
 
 
 def provisioner(pretend: Pretend, winrm: WinRM) -> Provisioner:
-    options = Options(ROOT, port=pretend.port, least_python=(3, 11))
+    options = Options(ROOT, port=pretend.port, least_python=(3, 11), smoke="model")
     return Provisioner(winrm, options, patience=FAST)
 
 
@@ -91,7 +91,7 @@ def test_a_controller_that_dies_while_the_host_restarts_is_followed_by_another(
         if line.startswith("restart"):
             raise Died
 
-    options = Options(ROOT, port=1, least_python=(3, 11))
+    options = Options(ROOT, port=1, least_python=(3, 11), smoke="model")
     with pretend_host(tmp_path / "host") as pretend:
         with pretend.connect() as winrm, pytest.raises(Died):
             Provisioner(winrm, options, patience=FAST, report=die).apply()

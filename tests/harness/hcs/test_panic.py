@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.qemu.panic import PanicScanner
+from harness.hcs.panic import PanicScanner
 
 PANIC = "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100"
 CONSOLE = f"[    0.1] Linux version 6.1\r\n[    2.5] {PANIC}\r\n[    2.6] CPU: 0\r\n".encode()
