@@ -361,9 +361,11 @@ class Provisioner:
 
     def _restart(self, outcome: Outcome, waiting: tuple[str, ...]) -> None:
         self._report(f"restart: {'; '.join(waiting)}")
-        look = self._look()
-        before = look.facts.boot
-        if not self._options.root.read(self._winrm, deadline=look.deadline).wrong:
+        deadline = Deadline.after(_LOOK_S)
+        before = self._steadily(lambda: read_boot(self._winrm, deadline=deadline))
+        self._same_boot(before)
+        root = self._options.root
+        if not self._steadily(lambda: root.read(self._winrm, deadline=deadline)).wrong:
             details: dict[str, object] = {"why": list(waiting), "boot": before.model_dump()}
             self._note("restart", "restart", details)
         if self._hold is not None:
