@@ -168,7 +168,10 @@ class Provisioner:
 
         What only shows after a restart (the hypervisor, say) is planned as it looks before.
         """
-        look = self._look()
+        try:
+            look = self._look()
+        except _StrayRestartError:
+            look = self._look()
         return tuple(Planned(step.name, step.assess(look)) for step in self._steps)
 
     def apply(self) -> Outcome:
@@ -228,7 +231,14 @@ class Provisioner:
         )
 
     def _look(self) -> Look:
-        facts = self._steadily(lambda: probe_host(self._winrm, deadline=Deadline.after(_LOOK_S)))
+        while True:
+            facts = self._steadily(
+                lambda: probe_host(self._winrm, deadline=Deadline.after(_LOOK_S))
+            )
+            if self._boot is None or facts.boot.same(self._boot):
+                break
+            # It restarted while it was looked at: what was seen is of two boots.
+            self._in_boot(facts.boot)
         self.facts, self._boot = facts, facts.boot
         return self._seen(facts)
 

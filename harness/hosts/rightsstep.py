@@ -44,25 +44,28 @@ def read_user_rights(winrm: WinRM, *, deadline: Deadline) -> Mapping[str, frozen
     """
     # It names no secret, and our folder may not be there yet.
     file = rf"C:\Windows\Temp\lcowlab-rights-{uuid.uuid4().hex}.inf"
-    done = winrm.run(
-        ("secedit", "/export", "/cfg", file, "/areas", "USER_RIGHTS", "/quiet"),
-        deadline=deadline,
-        idempotent=True,
+    # One command: it ends on the host whatever becomes of us.
+    line = (
+        f"secedit /export /cfg {file} /areas USER_RIGHTS /quiet >nul & type {file} & "
+        f"del /f /q {file}"
     )
-    if done.exit_code != 0:
-        return None
-    shown = winrm.run(("cmd", "/d", "/c", "type", file), deadline=deadline, idempotent=True)
-    winrm.run(("cmd", "/d", "/c", "del", "/f", "/q", file), deadline=deadline, idempotent=True)
-    return parse_user_rights(shown.stdout)
+    done = winrm.run(("cmd", "/d", "/c", line), deadline=deadline, idempotent=True)
+    return parse_user_rights(done.stdout)
 
 
-def parse_user_rights(exported: bytes) -> Mapping[str, frozenset[str]]:
-    """Return the rights in what secedit exported: UTF-16, or what `type` made of it."""
+def parse_user_rights(exported: bytes) -> Mapping[str, frozenset[str]] | None:
+    """Return the rights in what secedit exported: UTF-16, or what `type` made of it.
+
+    None where that is no export.
+    """
     if exported[:2] in (b"\xff\xfe", b"\xfe\xff"):
         text = exported.decode("utf-16", errors="replace")
     else:
         text = exported.decode(errors="replace")
-    section = text.partition("[Privilege Rights]")[2].partition("\n[")[0]
+    _, found, rest = text.partition("[Privilege Rights]")
+    if not found:
+        return None
+    section = rest.partition("\n[")[0]
     rights = {}
     for line in section.splitlines():
         if match := _RIGHT.fullmatch(line):

@@ -117,7 +117,10 @@ def what_a_host_is(pretend: Pretend) -> dict[str, Any]:
         "dacl": judge_sddl(pretend.host.acl(ROOT.path).sddl),
         "files": files,
         "temporary": sorted(
-            file.name for file in (pretend.host.root / "Windows" / "Temp").iterdir()
+            file.name
+            for file in (pretend.host.root / "Windows" / "Temp").iterdir()
+            # A restart in the moment between export and removal leaves a list of user rights.
+            if not file.name.startswith("lcowlab-rights-")
         ),
     }
 

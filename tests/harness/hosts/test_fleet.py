@@ -163,7 +163,7 @@ def test_controllers_that_are_killed_are_followed_by_one_that_ends_their_work(
 
     with pretend_host(tmp_path / "host", change=updates_wait) as pretend:
         tokens = set()
-        for word in ("winrm-quotas", "restart", "image/initrd.img"):
+        for word in ("winrm-quotas", "image/initrd.img", "restart"):
             with pretend.connect() as winrm, pytest.raises(Killed):
                 Provisioner(
                     winrm, supplies.options(pretend), patience=FAST, report=dies_at(word)

@@ -86,9 +86,14 @@ def test_a_name_counts_as_the_group_that_it_names(encoding: str) -> None:
         "SeBatchLogonRight = \r\n[Version]\r\nRevision=1\r\n"
     )
     rights = parse_user_rights(text.encode(encoding))
+    assert rights is not None
     assert rights["SeServiceLogonRight"] == {"S-1-5-80-0", "S-1-5-83-0"}
     assert rights["SeBatchLogonRight"] == frozenset()
     assert set(rights) == {"SeServiceLogonRight", "SeBatchLogonRight"}
+
+
+def test_what_is_no_export_is_not_known_rather_than_lacking() -> None:
+    assert parse_user_rights(b"The system cannot find the file specified.") is None
 
 
 def test_a_virtual_machine_without_nested_virtualisation_is_told_how_to_get_it(
