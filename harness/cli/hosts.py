@@ -210,7 +210,7 @@ def _print_leases(records: list[tuple[str, LeaseRecord]], *, as_json: bool) -> N
         )
         return
     for name, record in records:
-        tail = ", ".join(filter(None, (record.owner, record.note)))
+        tail = ", ".join(filter(None, (record.owner, record.purpose, record.note)))
         draining = ", draining" if record.draining else ""
         typer.echo(f"{name}: {record.state.value}{draining}{f' ({tail})' if tail else ''}")
 

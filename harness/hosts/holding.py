@@ -216,6 +216,8 @@ class HostHold:
             return
         deadline = Deadline.after(_CALL_S)
         try:
+            # Another holder's pause is not ours to end.
+            held.keeper.renew(held.token, ttl_s=self._ttl_s, deadline=deadline)
             self._unpause(held, deadline)
             held.keeper.release(held.token, dirty=unfinished, deadline=deadline)
         except LeaseError:

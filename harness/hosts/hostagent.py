@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.errors import RemoteCommandError, RemoteTimeoutError
-from harness.hosts.hostscripts import HostScripts, read_report, script_source
+from harness.hosts.hostscripts import Fence, HostScripts, read_report, script_source
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.hosts.systemtask import FOLDER, system_task
 from harness.remote.deadline import Deadline
@@ -39,11 +39,15 @@ def agent_source(python: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HostAgent:
-    """The agent of one host. `python` is the host's own."""
+    """The agent of one host. `python` is the host's own.
+
+    With a fence, requests are handed over only while that lease is ours.
+    """
 
     winrm: WinRM
     root: ProtectedRoot
     python: str
+    fence: Fence | None = None
 
     @property
     def _folder(self) -> str:
@@ -159,7 +163,7 @@ class HostAgent:
 
     def _request(self, request: dict[str, object], deadline: Deadline) -> dict[str, Any]:
         identity = uuid.uuid4().hex
-        scripts = HostScripts(self.winrm, self.python)
+        scripts = HostScripts(self.winrm, self.python, self.fence)
         while not deadline.passed:
             values = scripts.ask(
                 "relay",

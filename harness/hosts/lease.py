@@ -133,7 +133,9 @@ class LeaseKeeper:
             deadline=deadline,
         )
         if refused := values["refused"]:
-            raise LeaseError(str(refused), host=self.scripts.transport.host)
+            unclean = HostState(values["state"]) in (HostState.DIRTY, HostState.QUARANTINED)
+            hint = "; look at it, then lcowlab hosts reset" if unclean else ""
+            raise LeaseError(f"{refused}{hint}", host=self.scripts.transport.host)
         return LeaseRecord(
             HostState(values["state"]),
             int(values["token"]),

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from harness.errors import ProvisionError
 from harness.hosts.hostagent import HostAgent
+from harness.hosts.hostscripts import Fence
 from harness.hosts.journal import Journal
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.hosts.pythonstep import host_python
@@ -29,6 +30,7 @@ class MakeUtilityVm:
     root: ProtectedRoot
     python: str
     backend: str
+    fence: Fence | None = None
 
     @property
     def text(self) -> str:
@@ -41,7 +43,7 @@ class MakeUtilityVm:
     def run(self, winrm: WinRM, *, deadline: Deadline) -> None:
         """Make one and note what was seen. Raises ProvisionError saying why there is none."""
         answer = ask_agent(
-            HostAgent(winrm, self.root, self.python),
+            HostAgent(winrm, self.root, self.python, self.fence),
             self.backend,
             deadline=deadline.capped(_MOST_S),
             run=True,
@@ -65,7 +67,7 @@ class Smoke:
         if options.smoke == "off":
             return Assessment(State.FINE, "not asked for")
         python = host_python(look)
-        action = MakeUtilityVm(options.root, python, options.smoke)
+        action = MakeUtilityVm(options.root, python, options.smoke, look.scripts(python).fence)
         agent = HostAgent(look.winrm, options.root, python)
         detail = "not proved yet"
         if agent.running(deadline=look.deadline):

@@ -85,6 +85,23 @@ def test_a_deployment_copies_what_changed_and_a_broken_one_leaves_the_former(
         assert Path(current["path"], "ours", "__init__.py").read_bytes() == b"VERSION = 2"
 
 
+def test_a_part_that_is_given_takes_the_place_of_the_bundles(tmp_path: Path) -> None:
+    wheel(tmp_path / "w", "a", {"a.py": b""})
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.img").write_bytes(name.encode())
+    sources = {"wheels": tmp_path / "w", "boot": tmp_path / "old"}
+    opened = Bundle.create(tmp_path / "bundle", sources)
+    mixed = opened.with_part("boot", tmp_path / "new").with_part("image", tmp_path / "old/old.img")
+    assert [each.path for each in mixed.part("boot")] == ["boot/new.img"]
+    assert [mixed.local(each).read_bytes() for each in mixed.part("boot")] == [b"new"]
+    assert [mixed.local(each).read_bytes() for each in mixed.part("image")] == [b"old"]
+    (kept,) = mixed.part("wheels")
+    assert mixed.local(kept) == tmp_path / "bundle" / kept.path
+    with pytest.raises(UsageError, match="no files for image"):
+        opened.with_part("image", tmp_path / "nothing")
+
+
 @pytest.mark.parametrize("damage", ["changed", "missing", "added", "escaping"])
 def test_a_bundle_that_is_not_as_listed_is_refused(tmp_path: Path, damage: str) -> None:
     wheel(tmp_path / "w", "a", {"a.py": b""})

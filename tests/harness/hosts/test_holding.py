@@ -155,9 +155,13 @@ def test_a_script_behind_the_fence_does_nothing_once_the_lease_is_lost(tmp_path:
         held._keeper(read_boot(winrm, deadline=soon)).reset(deadline=soon)
         with pytest.raises(LeaseError, match="another holder: nobody"):
             scripts.ask("compare", {"files": []}, paths, deadline=soon)
-        held.release()
+        held.release()  # and ends no pause that may be another's by now
         record = held._keeper(read_boot(winrm, deadline=soon)).show(deadline=soon)
         assert record.state is HostState.FREE
+        assert len(settings(pretend)) == 6
+        with hold(winrm):
+            pass
+        assert settings(pretend) == {}
 
 
 def test_work_that_breaks_off_leaves_the_host_dirty_with_the_reason(tmp_path: Path) -> None:
