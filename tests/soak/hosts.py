@@ -127,6 +127,7 @@ def main() -> None:
         supplies = open_supplies(write_bundle(folder / "bundle"), folder)
         expected, requests = clean_run(folder, supplies)
         for trouble in arguments.trouble or _TROUBLES:
+            sys.stderr.write(f"{trouble}, {runs} runs so far\n")
             for nth in range(arguments.start, requests + 1, arguments.every):
                 runs += 1
                 try:

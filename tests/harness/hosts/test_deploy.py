@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,25 +15,13 @@ from harness.hosts.protectedroot import ProtectedRoot
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 from tests.harness.hosts.pretend import pretend_host
+from tests.harness.hosts.supplies import native, write_zip
 
 ROOT = ProtectedRoot("C:\\ProgramData\\lcowlab")
 
 
 def wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for each, data in files.items():
-            archive.writestr(zipfile.ZipInfo(each), data)  # one date: the same bytes again
-    return path
-
-
-def native() -> Path:
-    """A real extension module of this interpreter, that stands alone."""
-    spec = importlib.util.find_spec("_cffi_backend")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin)
+    return write_zip(folder / f"{name}-1.0-py3-none-any.whl", files)
 
 
 def bundle(tmp_path: Path, name: str, version: bytes, *, extension: bytes) -> Bundle:
