@@ -20,6 +20,7 @@ class Capability(enum.StrEnum):
 
 CAPABILITIES: Final = {
     "qemu": frozenset(Capability),
+    "hcs": frozenset(Capability),
     "model": frozenset[Capability](),
 }
 """By the compute service's name."""

@@ -8,11 +8,12 @@ killed, and `audit` says what is still there.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -23,13 +24,19 @@ from harness.cachedir import LABS, TEMPLATES, cache_directory
 from harness.capabilities import Capability, missing
 from harness.diskfiles import DiskFiles, files_in_vhdx
 from harness.errors import HarnessError, InfrastructureError, LeakError, UsageError
+from harness.exportedimage import VARIABLE, demo_in, open_image
 from harness.faults import FaultPlan
 from harness.faults.guest import faulty_connection
 from harness.faults.service import FaultyComputeService
 from harness.hcs.document import ComputeSystem, lcow_document
+from harness.hcs.hcsservice import HcsComputeService
 from harness.hcs.service import ComputeService
+from harness.hcs.streams import listen_hyperv
+from harness.hcs.windowshost import WindowsHost, this_windows
+from harness.hosts.onhost.agent import identity
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
+from harness.nativedisks import check_native_disks
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.kvm import Accelerator, AcceleratorChoice
@@ -40,7 +47,7 @@ from snapshotter import Snapshotter
 from snapshotter.errors import UnavailableError
 from snapshotter.image import ImportedImage, import_image
 
-BACKENDS = ("auto", "qemu", "model")
+BACKENDS = ("auto", "qemu", "hcs", "model")
 OWNER = "lcowlab"
 _LOCK_FILE = "lock"
 _KEEP_FILE = "keep"
@@ -53,6 +60,7 @@ class LabConfig:
     """How a lab is made: the compute service, what QEMU runs guest code with, a VM's size."""
 
     backend: str = "auto"
+    """`auto` is `hcs` on Windows and `qemu` elsewhere."""
     accelerator: AcceleratorChoice = "auto"
     memory_mib: int = 512
     processors: int = 2
@@ -60,6 +68,8 @@ class LabConfig:
     boot_timeout_s: float = 60.0
     cold: bool = False
     """Boot every utility VM from its first instruction, not as a copy of a saved one."""
+    image: Path | None = None
+    """Folder of an exported utility VM image, else that of LCOWLAB_IMAGE; hcs needs one."""
     faults: Mapping[str, str] = field(default_factory=dict)
     """What is to fail, by boundary, in the grammar of `harness.faults`; anew in each scenario."""
 
@@ -89,6 +99,7 @@ class Lab:
         snapshotter: Snapshotter,
         image: UvmImage | None,
         progress: Progress,
+        windows: WindowsHost | None = None,
     ) -> None:
         self.config = config
         self.directory = directory
@@ -99,6 +110,7 @@ class Lab:
         self.owner = OWNER
         """Whom the systems made from now on belong to: the scenario that runs."""
         self._image = image
+        self._windows = windows
         self._real_service = service
         self._baseline = Baseline.take()
         self._lock = lock
@@ -107,13 +119,22 @@ class Lab:
         self._images: dict[Path, ImportedImage] = {}
 
     @classmethod
-    def open(cls, config: LabConfig | None = None, *, progress: Progress | None = None) -> Self:
+    def open(
+        cls,
+        config: LabConfig | None = None,
+        *,
+        progress: Progress | None = None,
+        windows: WindowsHost | None = None,
+    ) -> Self:
         """Build the utility VM image where needed and open a store and a compute service.
 
-        Raises UsageError (unknown backend), MissingProgramError, ImageBuildError,
-        UnavailableError; nothing is left then.
+        `windows` stands for this machine on backend `hcs`. Raises UsageError (unknown backend, or
+        one that is not for this system), MissingProgramError, ImageBuildError, UnavailableError;
+        nothing is left then.
         """
         config = config or LabConfig()
+        if config.image is None and (named := os.environ.get(VARIABLE)):
+            config = replace(config, image=Path(named))
         tell = progress or (lambda _: None)
         if config.backend not in BACKENDS:
             raise UsageError(
@@ -123,13 +144,18 @@ class Lab:
         with contextlib.ExitStack() as undo:
             service: LabService
             image = None
-            if config.backend == "model":
+            backend = native_backend() if config.backend == "auto" else config.backend
+            if backend == "model":
                 service = _open_model()
                 undo.callback(service.close_all)
+            elif backend == "hcs":
+                windows = windows or this_windows()
+                service = undo.enter_context(HcsComputeService(windows))
+                image = _exported_image(config)
             else:
                 service = qemu = undo.enter_context(_service(config, config.accelerator))
                 qemu.host_facts()  # without QEMU nothing below is worth its time
-                image = ensure_image(progress=tell)
+                image = open_image(config.image) if config.image else ensure_image(progress=tell)
             directory, lock = _make_directory(config.root)
             undo.callback(_remove_directory, directory, lock)
             snapshotter = undo.enter_context(Snapshotter.open(directory / "snapshotter"))
@@ -142,6 +168,7 @@ class Lab:
             snapshotter=snapshotter,
             image=image,
             progress=tell,
+            windows=windows,
         )
 
     def __enter__(self) -> Self:
@@ -179,19 +206,27 @@ class Lab:
 
     @property
     def accelerator(self) -> str:
-        """What guest code runs with: `kvm` or `tcg`, or `none` where no guest code runs."""
+        """What guest code runs with: `kvm`, `tcg`, `hyper-v`, or `none` where none runs."""
+        if self.backend == "hcs":
+            return "hyper-v"
         return "none" if self._image is None else self.host.accelerator.value
 
     def environment(self) -> dict[str, str]:
-        """Return versions and facts that a report states."""
+        """Return versions and facts that a report states; `identity` is who runs this."""
+        facts = {"identity": str(identity()["user"])}
         if self._image is None:
-            return {"accelerator": "none: the guest's operating system is played"}
-        return {
-            "accelerator": f"{self.accelerator}: {self.host.accelerator_reason}",
-            "qemu": self.host.version,
-            "kernel": self._image.kernel_version,
-            "image": self._image.key,
-        }
+            return facts | {"accelerator": "none: the guest's operating system is played"}
+        if isinstance(self._real_service, HcsComputeService):
+            facts |= {
+                "accelerator": self.accelerator,
+                "hcs schemas": ", ".join(self._real_service.schema_versions()),
+            }
+        else:
+            facts |= {
+                "accelerator": f"{self.accelerator}: {self.host.accelerator_reason}",
+                "qemu": self.host.version,
+            }
+        return facts | {"kernel": self._image.kernel_version, "image": self._image.key}
 
     def has(self, capability: Capability) -> bool:
         """Whether this lab's backend can do something that not every backend can."""
@@ -209,9 +244,23 @@ class Lab:
         with files_in_vhdx(disk) as files:
             yield files
 
+    def check_disks(self) -> None:
+        """Hold disk files of ours against what Windows reads in them, on backend `hcs`.
+
+        Raises CheckFailedError naming what differs. Does nothing where there is nobody to ask.
+        """
+        if self._windows is not None and self._windows.inspect_disk is not None:
+            check_native_disks(self.directory, self._windows.inspect_disk)
+
     def demo_image(self) -> ImportedImage:
         """Return the demo image, made and imported at the first call."""
-        return self.import_image(ensure_demo_image(progress=self._progress))
+        return self.import_image(self.demo_archive())
+
+    def demo_archive(self) -> Path:
+        """Return the archive of the demo image, made where no exported image holds it."""
+        if self.config.image is not None:
+            return demo_in(self.config.image)
+        return ensure_demo_image(progress=self._progress)
 
     def import_image(self, archive: Path) -> ImportedImage:
         """Import an image archive into the store; a second call for the same file costs nothing."""
@@ -263,6 +312,7 @@ class Lab:
             timeout_s=self.config.boot_timeout_s,
             connect=faulty_connection(self.faults),
             claims=self.claims,
+            listen=self._windows.listen if self._windows else listen_hyperv,
         )
 
     def death(self) -> str:
@@ -340,6 +390,20 @@ class Lab:
             raise LeakError(leaks)
 
 
+def native_backend() -> str:
+    """Return the backend that this system has of its own."""
+    return "hcs" if sys.platform == "win32" else "qemu"
+
+
+def _exported_image(config: LabConfig) -> UvmImage:
+    if config.image is None:
+        raise UsageError(
+            "backend hcs boots an image that was built on Linux: `lcowlab uvm build --export DIR` "
+            f"there, then --image DIR (or {VARIABLE}) here"
+        )
+    return open_image(config.image)
+
+
 def _service(config: LabConfig, accelerator: AcceleratorChoice) -> QemuComputeService:
     templates = None if config.cold else TemplatePolicy(cache_directory(TEMPLATES))
     return QemuComputeService(accelerator=accelerator, templates=templates)
@@ -371,6 +435,8 @@ def _sweep(base: Path) -> None:
 
 
 def _remove_directory(directory: Path, lock: FileLock) -> None:
+    if sys.platform == "win32":
+        lock.release()  # a file that is open cannot be removed there
     try:
         shutil.rmtree(directory)
     except OSError as error:

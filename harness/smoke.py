@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Final
 
 from harness.hosts.onhost.agent import identity
 from harness.image.build import find_image
-from harness.lab import Lab, LabConfig
+from harness.lab import Lab, LabConfig, native_backend
 from harness.qemu.hostfacts import QEMU_PROGRAM
 from harness.scsi import MountConfig
 from snapshotter.scratch.template import ScratchTemplate
@@ -37,26 +36,33 @@ class SmokeResult:
     environment: Mapping[str, str]
 
 
-def choose_backend(asked: str = "auto") -> str:
+def choose_backend(asked: str, image: Path | None) -> str:
     """Return the backend that `auto` means here: `hcs` on Windows, else `qemu` if it is set up.
 
-    Set up is QEMU on the PATH and an image that was built; without them it is `model`.
+    Set up is QEMU on the PATH and an image, given or built before; without them it is `model`.
     """
+    native = native_backend()
     if asked != "auto":
         return asked
-    if sys.platform == "win32":
-        return "hcs"
-    else:  # noqa: RET505 - mypy understands platforms in this form only
-        return "qemu" if shutil.which(QEMU_PROGRAM) and find_image() else "model"
+    if native == "qemu" and not (shutil.which(QEMU_PROGRAM) and (image or find_image())):
+        return "model"
+    return native
 
 
-def smoke(folder: Path, *, backend: str = "auto") -> SmokeResult:
+def smoke(folder: Path, *, backend: str = "auto", image: Path | None = None) -> SmokeResult:
     """Make a utility VM with a disk and take it down; `folder` is for its files.
 
     Raises HarnessError for whatever does not work; LeakError for what is left behind.
     """
-    config = LabConfig(backend=choose_backend(backend), root=folder, memory_mib=512)
+    config = LabConfig(
+        backend=choose_backend(backend, image),
+        root=folder,
+        memory_mib=512,
+        image=image,
+        cold=image is not None,  # a saved machine of an image that was pushed serves nobody else
+    )
     with Lab.open(config) as lab:
+        lab.check_disks()
         lab.begin("smoke")
         disk = lab.directory / "smoke.vhdx"
         ScratchTemplate.build(GIB).write(disk)
@@ -75,10 +81,13 @@ def smoke(folder: Path, *, backend: str = "auto") -> SmokeResult:
         )
 
 
-def report(folder: str, backend: str) -> dict[str, Any]:
-    """Return `smoke`'s result as JSON values, for the script that provisioning sends."""
+def report(folder: str, backend: str, image: str) -> dict[str, Any]:
+    """Return `smoke`'s result as JSON values, for the script that provisioning sends.
+
+    `image` is the folder of an exported utility VM image, "" for none.
+    """
     if "LCOWLAB_PRETEND_HOST" in os.environ:
         # Image and saved machines are those of the machine behind it, not of its pretended disk.
         for name in ("HOME", "TMPDIR", "TEMP"):
             os.environ.pop(name, None)
-    return asdict(smoke(Path(folder), backend=backend))
+    return asdict(smoke(Path(folder), backend=backend, image=Path(image) if image else None))

@@ -256,8 +256,13 @@ class UtilityVm:
                 GuestError,
                 SystemExitedError,
             ) as error:
+                gave_up = (
+                    "ended before it answered"
+                    if isinstance(error, SystemExitedError)
+                    else f"did not answer within {timeout_s:.0f} s"
+                )
                 raise InfrastructureError(
-                    f"the utility VM did not answer within {timeout_s:.0f} s: {error}; "
+                    f"the utility VM {gave_up}: {error}; "
                     f"its console ends: {_tail(service.console(system_id))}"
                 ) from error
             undo.pop_all()

@@ -21,6 +21,7 @@ from harness.hosts.protectedroot import ProtectedRoot
 from harness.hosts.provision import Outcome, Planned, Provisioner
 from harness.hosts.pythonlayout import PythonLayout
 from harness.hosts.steps import Options
+from harness.hosts.systemtask import SYSTEM
 
 
 def provision(
@@ -78,6 +79,7 @@ def provision(
                 bundle=supplies,
                 least_python=least,
                 feature_source=feature_source,
+                agent_user=SYSTEM if host.agent == "SYSTEM" else host.agent,
                 smoke=smoke,
             )
             with connect_host(name, host) as winrm:

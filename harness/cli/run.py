@@ -14,8 +14,8 @@ from rich.console import Console
 
 from harness.cli.exit_codes import ExitCode, exit_code_of
 from harness.errors import UsageError
+from harness.exportedimage import VARIABLE
 from harness.faults import FaultPlan
-from harness.image.demo import ensure_demo_image
 from harness.lab import BACKENDS, Lab, LabConfig
 from harness.qemu.kvm import AcceleratorChoice
 from harness.report.document import run_document
@@ -55,6 +55,14 @@ def run(
     cold: Annotated[
         bool, typer.Option("--cold", help="Boot each utility VM, where it would be a copy.")
     ] = False,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=VARIABLE,
+            help="Folder of an exported utility VM image; hcs needs one.",
+            file_okay=False,
+        ),
+    ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Run everything that often.")] = 1,
     jobs: Annotated[
         int, typer.Option(min=1, help="So many scenarios side by side, each in a lab of its own.")
@@ -91,6 +99,7 @@ def run(
         memory_mib=memory,
         processors=processors,
         cold=cold,
+        image=image,
         faults=_faults(fault or ()),
     )
     if jobs > 1:
@@ -103,8 +112,8 @@ def run(
             view.close()
         return _report(result, report=report, junit=junit, json_=json_, kept=None)
     with Lab.open(config, progress=lambda text: console.print(f"[dim]{text}[/dim]")) as lab:
-        # Part of the set-up: a scenario's time is its own.
-        ensure_demo_image(progress=lambda text: console.print(f"[dim]{text}[/dim]"))
+        lab.check_disks()
+        lab.demo_archive()  # part of the set-up: a scenario's time is its own
         view = LiveView(console)
         try:
             result = run_scenarios(lab, chosen, listeners=[view], repeat=repeat)

@@ -19,9 +19,13 @@ from rich.table import Table
 from harness.cachedir import TEMPLATES, cache_directory
 from harness.cli.exit_codes import ExitCode
 from harness.errors import HarnessError, UsageError
+from harness.exportedimage import export_image
 from harness.hcs.document import ComputeSystem
+from harness.hcs.hcsservice import HcsComputeService
+from harness.hcs.windowshost import this_windows
 from harness.image.build import ensure_image
-from harness.lab import Lab, LabConfig
+from harness.image.demo import ensure_demo_image
+from harness.lab import OWNER, Lab, LabConfig
 from harness.processes import GuestProcess
 from harness.qemu.kvm import AcceleratorChoice
 from harness.qemu.templatestore import TemplateStore
@@ -42,6 +46,10 @@ def build(
         Path | None,
         typer.Option(help="Its folder of modules (lib/modules/VERSION).", exists=True),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(help="Copy it there for other machines: Windows hosts.", file_okay=False),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Build the image where it is not cached, and say where it is."""
@@ -51,6 +59,9 @@ def build(
     image = ensure_image(
         progress=lambda text: console.print(f"[dim]{text}[/dim]"), kernel=kernel, modules=modules
     )
+    if export is not None:
+        demo = ensure_demo_image(progress=lambda text: console.print(f"[dim]{text}[/dim]"))
+        export_image(image, demo, export)
     facts = {
         "schema": "lcowlab.image/1",
         "key": image.key,
@@ -61,6 +72,32 @@ def build(
         "initrd_bytes": image.initrd.stat().st_size,
     }
     _show(facts, as_json=json_)
+
+
+@app.command()
+def leftovers(
+    *,
+    owner: Annotated[str, typer.Option(help="How the owner's tag begins.")] = OWNER,
+    remove: Annotated[bool, typer.Option("--remove", help="End them.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> int:
+    """Show this Windows host's utility VMs of ours; they belong to nobody once no run is under way.
+
+    Exit code 6 where there are some, and they stay.
+    """
+    service = HcsComputeService(this_windows())
+    found = service.leftovers(owner)
+    for system in found if remove else ():
+        service.remove_leftover(system.id)
+    facts = {
+        "schema": "lcowlab.leftovers/1",
+        "removed": remove,
+        "systems": [
+            {"id": each.id, "owner": each.owner, "state": each.state.value} for each in found
+        ],
+    }
+    _show(facts, as_json=json_)
+    return ExitCode.LEAK if found and not remove else ExitCode.OK
 
 
 @app.command()

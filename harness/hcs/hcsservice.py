@@ -111,8 +111,9 @@ class HcsComputeService:
         found = [each.properties() for each in systems]
         if closed:
             left = self._host.api.enumerate({"Ids": closed}, timeout_s=_QUERY_S)
-            # One that had ended, or was closed before, is not listed; what is not ours is not told.
-            found += [_listed(each) for each in left if each.get("Id") in set(closed)]
+            found += [_listed(each) for each in left]
+            with self._lock:  # what HCS has no more is gone for good
+                self._was_ours -= set(closed) - {str(each.get("Id")) for each in left}
         return [each for each in found if owner in (None, each.owner)]
 
     def leftovers(self, owner_prefix: str) -> Sequence[SystemProperties]:

@@ -33,6 +33,7 @@ from harness.hcs.document import (
     is_scsi_attachment_path,
     parse_scsi_attachment_path,
 )
+from harness.hcs.endings import crash_message_of, exit_reason_of, exit_type_of
 from harness.hcs.grants import FileGrants
 from harness.hcs.hcsapi import HcsApi
 from harness.hcs.hcsdocument import for_hcs
@@ -40,12 +41,9 @@ from harness.hcs.hresult import (
     ALREADY_EXISTS,
     ELEMENT_NOT_FOUND,
     SYSTEM_NOT_FOUND,
-    name_of,
     parse_document,
-    unsigned,
 )
 from harness.hcs.notifications import Notification
-from harness.hcs.panic import PanicScanner
 from harness.hcs.serialpipe import SerialConsole
 from harness.hcs.service import (
     AttachedDisk,
@@ -62,6 +60,7 @@ from harness.hcs.windowshost import WindowsHost
 _CREATE_S: Final = 240.0  # hcsshim HCSSHIM_TIMEOUT_SYSTEMCREATE
 _QUERY_S: Final = 30.0
 _TERMINATE_S: Final = 30.0
+_LOOK_S: Final = 0.5
 _ENDED: Final = (SystemExitedError, SystemNotFoundError)
 
 
@@ -136,9 +135,9 @@ class HcsSystem:
                 self._console.start()
             self._api.start(handle, timeout_s=timeout_s)
             with self._changed:
-                if self._state is SystemState.CREATED:
+                if self._state is SystemState.CREATED:  # else it has ended meanwhile
                     self._state = SystemState.RUNNING
-                self._report(EventType.STARTED, {})
+                    self._report(EventType.STARTED, {})
 
     def modify(self, request: ModifySettingRequest, *, timeout_s: float) -> None:
         """Carry out one request; a disk is made readable for the machine first."""
@@ -228,7 +227,7 @@ class HcsSystem:
             self._exited(ExitType.UNEXPECTED, f"HCS knows it no more: {error}")
             return
         if known.get("Stopped") is True or known.get("State") == SystemState.STOPPED.value:
-            self._exited(_exit_type(known.get("ExitType")), "HCS says that it stopped")
+            self._exited(exit_type_of(known.get("ExitType")), "HCS says that it stopped")
 
     def listen(self, port: int) -> StreamEndpoint:
         """Return the address where the consumer of the guest's stream to `port` listens."""
@@ -269,28 +268,24 @@ class HcsSystem:
         """
         deadline = time.monotonic() + timeout_s
         with self._using(stopped_too=True) as handle:
-            with self._changed:
-                if self._has_stopped():
-                    return
-                self._forced = True
+            if self._has_stopped():
+                return
+            self._forced = True
             with contextlib.suppress(*_ENDED):
                 self._api.terminate(handle, timeout_s=timeout_s)
-            with self._changed:
-                while not self._has_stopped() and self._started:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        break
-                    self._changed.wait(left)
-                if self._has_stopped():
-                    return
-                if not self._started:  # what never ran tells no end
-                    self._exited(ExitType.FORCED, "it was terminated")
-                    return
-            self._ask(handle)
-            if not self._has_stopped():
-                raise ComputeTimeoutError(
-                    f"system {self.id} was terminated, and has not ended after {timeout_s:g} s"
-                )
+            # What never ran tells no end; whatever was missed is seen by asking.
+            look_s = _LOOK_S if self._started else 0.0
+            while not self._ended_within(look_s):
+                self._ask(handle)
+                if not self._has_stopped() and time.monotonic() >= deadline:
+                    raise ComputeTimeoutError(
+                        f"system {self.id} was terminated, and has not ended after {timeout_s:g} s"
+                    )
+                look_s = _LOOK_S
+
+    def _ended_within(self, wait_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(self._has_stopped, wait_s)
 
     def close(self) -> None:
         """Power it off and forget it: no handle, no grant, no thread stays. May be repeated.
@@ -352,12 +347,12 @@ class HcsSystem:
         document = parse_document(notification.document)
         match notification.type:
             case computecore.EventType.SYSTEM_EXITED:
-                self._exited(_exit_type(document.get("ExitType")), _reason(document))
+                self._exited(exit_type_of(document.get("ExitType")), exit_reason_of(document))
             case (
                 computecore.EventType.SYSTEM_CRASH_INITIATED
                 | computecore.EventType.SYSTEM_CRASH_REPORT
             ):
-                self._crashed(_crash_message(document), document)
+                self._crashed(crash_message_of(document), document)
             case computecore.EventType.SERVICE_DISCONNECT:
                 self._exited(
                     ExitType.UNEXPECTED, "the Host Compute Service (vmcompute) ended, and it too"
@@ -396,30 +391,3 @@ def not_found(system_id: str) -> SystemNotFoundError:
 
 def _is_already_there(error: BaseException) -> bool:
     return isinstance(error, ComputeServiceError) and error.hresult == ALREADY_EXISTS
-
-
-def _exit_type(told: object) -> ExitType:
-    """Return HCS' NotificationType as ours; `None` and `Unknown` are nothing that was asked for."""
-    try:
-        return ExitType(str(told))
-    except ValueError:
-        return ExitType.UNEXPECTED
-
-
-def _reason(document: Mapping[str, Any]) -> str:
-    """Return why a system ended, from its SystemExitStatus."""
-    status = unsigned(int(document.get("Status") or 0))
-    told = f"{document.get('ExitType', 'no exit type')}, status {status:#010x}"
-    return f"{told} {name_of(status)}".strip()
-
-
-def _crash_message(document: Mapping[str, Any]) -> str:
-    """Return a kernel's last words from a CrashReport, else its crash parameters."""
-    log = str(document.get("CrashLog") or "").replace("\r\n", "\n").strip()
-    scanner = PanicScanner()
-    if (found := scanner.feed(log.encode() + b"\n")) is not None:
-        return found
-    if log:
-        return log.splitlines()[-1][-500:]
-    parameters = document.get("CrashParameters") or []
-    return "the guest crashed: " + " ".join(f"{int(each):#x}" for each in parameters)

@@ -1,8 +1,8 @@
 r"""Our agent on a host: installed as a scheduled task, reached through files in the protected root.
 
-The task runs as SYSTEM from `agent\agent.py` in the root, starts with the host, and has no time
-limit. WinRM only relays: the answer to a request is kept by its id, so that a dropped connection
-asks on instead of running it again.
+The task runs as SYSTEM, or as a group managed service account, from `agent\agent.py` in the root,
+starts with the host, and has no time limit. WinRM only relays: the answer to a request is kept by
+its id, so that a dropped connection asks on instead of running it again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 from harness.errors import RemoteCommandError, RemoteTimeoutError
 from harness.hosts.hostscripts import Fence, HostScripts, read_report, script_source
 from harness.hosts.protectedroot import ProtectedRoot
-from harness.hosts.systemtask import FOLDER, system_task
+from harness.hosts.systemtask import FOLDER, SYSTEM, system_task
 from harness.remote.deadline import Deadline
 from harness.remote.files import HostFiles
 from harness.remote.hostpython import python_argv, script_input
@@ -39,7 +39,7 @@ def agent_source(python: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HostAgent:
-    """The agent of one host. `python` is the host's own.
+    """The agent of one host. `python` is the host's own, `user` whom the task runs as.
 
     With a fence, requests are handed over only while that lease is ours.
     """
@@ -47,6 +47,7 @@ class HostAgent:
     winrm: WinRM
     root: ProtectedRoot
     python: str
+    user: str = SYSTEM
     fence: Fence | None = None
 
     @property
@@ -72,6 +73,7 @@ class HostAgent:
             f'-I -u -X utf8 "{script}" "{self._folder}"',
             directory=self._folder,
             at_boot=True,
+            user=self.user,
         )
         self.root.verify(self.winrm, deadline=deadline)
         self.winrm.powershell(
@@ -115,7 +117,7 @@ class HostAgent:
         return isinstance(task, dict) and task.get("State") == "Running"
 
     def identity(self, *, deadline: Deadline) -> dict[str, Any]:
-        """Return `user`, `pid`, `python`, `executable` and `root` of the agent that runs.
+        """Return `user`, `sid`, `pid`, `python`, `executable` and `root` of the agent that runs.
 
         Paths are those that the agent's own programs take. Raises RemoteError.
         """

@@ -33,6 +33,7 @@ FILE_NAME: Final = "hv-inventory.toml"
 VARIABLE: Final = "HV_INVENTORY"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _PIN: Final = re.compile(r"pin:sha256:[0-9a-f]{64}")
+_MANAGED: Final = re.compile(r"[^\\/:*?\"<>|]+\\[^\\/:*?\"<>|]+\$")
 _RESERVED: Final = frozenset({"all", "and", "or", "not"})
 
 Auth = Literal["negotiate", "ntlm", "kerberos", "basic", "credssp"]
@@ -73,6 +74,11 @@ class Connection(_Strict):
     root: str = Field(
         r"C:\ProgramData\lcowlab", description="Protected folder: everything of ours lives there."
     )
+    agent: str = Field(
+        "SYSTEM",
+        description="Whom the host agent runs as: SYSTEM, or a group managed service account "
+        "(DOMAIN\\name$) that is a member of the host's Administrators.",
+    )
     maintenance: tuple[str, ...] = Field(
         (), description="When nobody may take the host, such as 'sun 02:00-04:00'."
     )
@@ -82,6 +88,16 @@ class Connection(_Strict):
     def _known_tls(cls, value: str) -> str:
         if value not in ("verify", "off") and not _PIN.fullmatch(value):
             raise ValueError("write verify, off, or pin:sha256: and 64 hexadecimal digits")
+        return value
+
+    @field_validator("agent")
+    @classmethod
+    def _account_without_password(cls, value: str) -> str:
+        if value != "SYSTEM" and not _MANAGED.fullmatch(value):
+            raise ValueError(
+                r"write SYSTEM, or a group managed service account as DOMAIN\name$: an account "
+                "with a password of its own would need that password on the host"
+            )
         return value
 
     @field_validator("password", mode="before")

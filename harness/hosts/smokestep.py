@@ -43,7 +43,7 @@ class MakeUtilityVm:
     def run(self, winrm: WinRM, *, deadline: Deadline) -> None:
         """Make one and note what was seen. Raises ProvisionError saying why there is none."""
         answer = ask_agent(
-            HostAgent(winrm, self.root, self.python, self.fence),
+            HostAgent(winrm, self.root, self.python, fence=self.fence),
             self.backend,
             deadline=deadline.capped(_MOST_S),
             run=True,

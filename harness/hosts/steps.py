@@ -55,6 +55,7 @@ class Options:
 
     `python` names an interpreter that is there already; else `layout` is brought; else what is
     found is used. `bundle` holds packages and boot files.
+    `agent_user` is whom the host agent runs as: SYSTEM, or a group managed service account.
     `smoke` is the backend of the utility VM that proves it: `auto` is the host's own, `off` none.
     """
 
@@ -64,6 +65,7 @@ class Options:
     layout: PythonLayout | None = None
     bundle: Bundle | None = None
     least_python: tuple[int, int] = (3, 12)
+    agent_user: str = "S-1-5-18"
     smoke: str = "auto"
     feature_source: str = ""
     least_memory: int = 8 * GIB

@@ -12,11 +12,21 @@ FOLDER: Final = "\\lcowlab\\"
 SYSTEM: Final = "S-1-5-18"
 
 
-def system_task(command: str, arguments: str, *, directory: str = "", at_boot: bool = False) -> str:
-    """Return a task: SYSTEM, highest privileges, one instance, no time limit.
+def system_task(
+    command: str,
+    arguments: str,
+    *,
+    directory: str = "",
+    at_boot: bool = False,
+    user: str = SYSTEM,
+) -> str:
+    """Return a task: highest privileges, one instance, no time limit.
 
-    It starts with the host where `at_boot` is set, and is started again when it fails then.
+    It starts with the host where `at_boot` is set, and is started again when it fails then. `user`
+    is SYSTEM, or a group managed service account: that one logs on with the password that the
+    domain keeps for it, and none is given here.
     """
+    logon = "" if user == SYSTEM else "<LogonType>Password</LogonType>"
     trigger = "<BootTrigger><Enabled>true</Enabled></BootTrigger>" if at_boot else ""
     again = (
         "<RestartOnFailure><Interval>PT1M</Interval><Count>10</Count></RestartOnFailure>"
@@ -28,7 +38,7 @@ def system_task(command: str, arguments: str, *, directory: str = "", at_boot: b
 <Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
   <Triggers>{trigger}</Triggers>
   <Principals><Principal id="Author">
-    <UserId>{SYSTEM}</UserId><RunLevel>HighestAvailable</RunLevel>
+    <UserId>{escape(user)}</UserId>{logon}<RunLevel>HighestAvailable</RunLevel>
   </Principal></Principals>
   <Settings>
     <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harness.qemu.kvm import AcceleratorChoice
 
 _GUEST_FIXTURES = frozenset({"lab", "uvm", "make_uvm"})
-BACKENDS = ("auto", "qemu", "model")
+BACKENDS = ("auto", "qemu", "hcs", "model")
 ACCELERATORS: tuple[AcceleratorChoice, ...] = ("auto", "kvm", "tcg")
 Choice = TypeVar("Choice", bound=str)
 

@@ -249,6 +249,7 @@ class TaskScheduler:
 
     def _environment(self, task: Task, computer: str) -> WindowsEnvironment:
         system = task.user == "SYSTEM"
+        domain, _, name = task.user.rpartition("\\")
         return WindowsEnvironment(
             {
                 "COMPUTERNAME": computer,
@@ -258,8 +259,8 @@ class TaskScheduler:
                 "SystemDrive": "C:",
                 "SystemRoot": "C:\\Windows",
                 "TEMP": "C:\\Windows\\Temp",
-                "USERDOMAIN": "WORKGROUP" if system else computer,
-                "USERNAME": f"{computer}$" if system else task.user.rpartition("\\")[2],
+                "USERDOMAIN": "WORKGROUP" if system else domain or computer,
+                "USERNAME": f"{computer}$" if system else name,
             }
         )
 

@@ -56,18 +56,25 @@ def serve(folder: pathlib.Path) -> None:
 
 
 def identity() -> dict[str, Any]:
-    """Return who this process is, as the system says."""
+    """Return who this process is, as the system says; `sid` is "" elsewhere than on Windows."""
+    sid = ""
     who = "\\".join(os.environ.get(name, "") for name in ("USERDOMAIN", "USERNAME"))
     if who == "\\":
         who = getpass.getuser()
     if os.name == "nt":
         whoami = pathlib.Path(os.environ["SYSTEMROOT"], "System32", "whoami.exe")
         done = subprocess.run(
-            [str(whoami)], capture_output=True, check=False, stdin=subprocess.DEVNULL
+            [str(whoami), "/user", "/fo", "csv", "/nh"],
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
-        who = done.stdout.decode(errors="replace").strip() or who
+        told = done.stdout.decode(errors="replace").strip().strip('"').split('","')
+        if len(told) == 2:
+            who, sid = told
     return {
         "user": who,
+        "sid": sid,
         "pid": os.getpid(),
         "python": sys.version.split()[0],
         "executable": sys.executable,

@@ -36,19 +36,21 @@ def _answer(root: pathlib.Path, parameters: dict[str, Any]) -> dict[str, Any]:
         sys.path.insert(0, deployed)
     if importlib.util.find_spec("harness") is None:
         return {"lacking": "our packages are not deployed on it: lcowlab deploy brings them"}
+    image = _image(root)
     key = {
         "user": parameters["user"],
         "packages": deployed or "those of its Python",
         "python": platform.python_version(),
         "system": platform.version(),
         "backend": parameters["backend"],
+        "image": image,
     }
     file = root / "journal" / "smoke.json"
     if not parameters["run"]:
         return {"key": key, "evidence": _evidence(file, key)}
     try:
         seen = importlib.import_module("harness.smoke").report(
-            str(root / "lab"), parameters["backend"]
+            str(root / "lab"), parameters["backend"], image and str(root / "bundle" / "image")
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, it is why there is no evidence
         file.unlink(missing_ok=True)
@@ -65,6 +67,14 @@ def _deployment(root: pathlib.Path) -> str:
     """Return the folder of the packages in use, "" without a deployment."""
     try:
         return str(json.loads((root / "deploy" / "current.json").read_bytes())["path"])
+    except FileNotFoundError:
+        return ""
+
+
+def _image(root: pathlib.Path) -> str:
+    """Return the key of the utility VM image that was pushed, "" without one."""
+    try:
+        return str(json.loads((root / "bundle" / "image" / "image.json").read_bytes())["key"])
     except FileNotFoundError:
         return ""
 

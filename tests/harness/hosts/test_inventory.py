@@ -52,6 +52,7 @@ def test_a_host_takes_from_the_defaults_what_it_does_not_say() -> None:
         ("[hosts.a]\naddress='x'\npassword={evn='A'}", "did you mean env"),
         ("[hosts.a]\naddress='x'\ntls='maybe'", "write verify, off, or pin"),
         ("[hosts.a]\naddress='x'\ntls='off'\nauth='basic'", "shows the password"),
+        ("[hosts.a]\naddress='x'\nagent='LAB\\\\someone'", "write SYSTEM, or a group managed"),
         ("[hosts.a]\ntags=['x']", r"hosts\.a\.address: Field required"),
         ("[hosts.all]\naddress='x'", "'all' is no host name"),
         ("[hosts.a]\naddress='x'\nmaintenance=['sunday']", "no maintenance window"),
@@ -159,3 +160,9 @@ def test_a_maintenance_window_contains_its_start_and_not_its_end(
 def test_what_is_no_window_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         MaintenanceWindow.parse(text)
+
+
+def test_the_agent_runs_as_system_or_as_an_account_without_a_password() -> None:
+    text = "[defaults]\nagent='LAB\\gmsa-hv$'\n[hosts.a]\naddress='x'\n[hosts.b]\naddress='y'\n"
+    inventory = Inventory.parse(text + "agent='SYSTEM'")
+    assert [inventory.hosts[name].agent for name in "ab"] == ["LAB\\gmsa-hv$", "SYSTEM"]
