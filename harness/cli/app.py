@@ -10,7 +10,13 @@ import typer
 
 from harness.cli import deploy, doctor, hosts, lab, provision, run, scenario, uvm, winrmd
 from harness.cli.exit_codes import ExitCode
-from harness.errors import HarnessError, InfrastructureError, LeakError, UsageError
+from harness.errors import (
+    HarnessError,
+    InfrastructureError,
+    LeakError,
+    LeaseError,
+    UsageError,
+)
 from harness.scrubber import scrubbed_process
 from snapshotter.errors import SnapshotterError, UnavailableError
 
@@ -38,6 +44,8 @@ def _code_for(error: Exception) -> ExitCode:
         return ExitCode.USAGE
     if isinstance(error, LeakError):
         return ExitCode.LEAK
+    if isinstance(error, LeaseError):
+        return ExitCode.LEASE
     if isinstance(error, (InfrastructureError, UnavailableError)):
         return ExitCode.INFRASTRUCTURE
     return ExitCode.FAILED

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from harness.cli.held import HeldHost, on_held_hosts
 from harness.cli.hosts import HostsArgument, InventoryOption, PythonOption
 from harness.hosts.bundle import PARTS, Bundle, push_files
-from harness.hosts.connecting import connect_host
 from harness.hosts.deploy import deploy_wheels
-from harness.hosts.inventory import Inventory
-from harness.hosts.protectedroot import ProtectedRoot
 from harness.remote.deadline import Deadline
+
+PURPOSE: Final = "deploy"
 
 app = typer.Typer(help="One hash-listed folder for hosts without internet.", no_args_is_help=True)
 
@@ -29,7 +29,9 @@ def create(
         Path | None,
         typer.Option(help="Folder of wheels: pip download --platform win_amd64 makes one."),
     ] = None,
-    python: Annotated[Path | None, typer.Option(help="CPython's installer.")] = None,
+    python: Annotated[
+        Path | None, typer.Option(help="A full layout of CPython: .nupkg, zip or folder.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="The utility VM image's folder.")] = None,
     boot: Annotated[Path | None, typer.Option(help="Boot files of your own.")] = None,
 ) -> None:
@@ -52,25 +54,25 @@ def push(
     hosts: HostsArgument,
     *,
     inventory: InventoryOption = None,
-    python: PythonOption = "python",
+    python: PythonOption = "",
     timeout: TimeoutOption = 3600.0,
 ) -> None:
     """Copy to hosts what they do not have of a bundle."""
     bundle = Bundle.open(folder)
-    known = Inventory.load(inventory)
-    for name in known.select(hosts):
-        host = known.hosts[name]
-        with connect_host(name, host) as winrm:
-            pushed = push_files(
-                winrm,
-                ProtectedRoot(host.root),
-                python,
-                bundle,
-                files=bundle.files,
-                deadline=Deadline.after(timeout),
-                report=typer.echo,
-            )
-        typer.echo(f"{name}: {len(pushed.copied)} copied, {pushed.kept} there already")
+
+    def work(host: HeldHost) -> None:
+        pushed = push_files(
+            host.winrm,
+            host.root,
+            host.scripts,
+            bundle,
+            files=bundle.files,
+            deadline=Deadline.after(timeout),
+            report=typer.echo,
+        )
+        typer.echo(f"{host.name}: {len(pushed.copied)} copied, {pushed.kept} there already")
+
+    on_held_hosts(inventory, hosts, work, purpose=PURPOSE, python=python, timeout_s=timeout)
 
 
 def deploy(
@@ -81,26 +83,26 @@ def deploy(
         list[str] | None, typer.Option(help="A module to import beside the native ones.")
     ] = None,
     inventory: InventoryOption = None,
-    python: PythonOption = "python",
+    python: PythonOption = "",
     timeout: TimeoutOption = 3600.0,
 ) -> None:
     """Bring our packages to hosts, and prove that every native module imports there."""
     opened = Bundle.open(bundle)
-    known = Inventory.load(inventory)
-    for name in known.select(hosts):
-        host = known.hosts[name]
-        with connect_host(name, host) as winrm:
-            done = deploy_wheels(
-                winrm,
-                ProtectedRoot(host.root),
-                python,
-                opened,
-                deadline=Deadline.after(timeout),
-                report=typer.echo,
-                imports=tuple(module or ()),
-            )
+
+    def work(host: HeldHost) -> None:
+        done = deploy_wheels(
+            host.winrm,
+            host.root,
+            host.scripts,
+            opened,
+            deadline=Deadline.after(timeout),
+            report=typer.echo,
+            imports=tuple(module or ()),
+        )
         state = "deployed" if done.new else "was deployed already"
         typer.echo(
-            f"{name}: {done.name} {state}, {len(done.pushed.copied)} wheels copied, "
+            f"{host.name}: {done.name} {state}, {len(done.pushed.copied)} wheels copied, "
             f"{len(done.modules)} modules import"
         )
+
+    on_held_hosts(inventory, hosts, work, purpose=PURPOSE, python=python, timeout_s=timeout)

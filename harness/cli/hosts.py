@@ -17,11 +17,12 @@ from rich.table import Table
 from harness.cli.hostcheck import probe_rows
 from harness.errors import UsageError
 from harness.hosts.connecting import connect_host
-from harness.hosts.facts import FactsCache, HostFacts, drift, probe_host, read_boot
+from harness.hosts.facts import FactsCache, Green, HostFacts, drift, probe_host, read_boot
 from harness.hosts.hostscripts import HostScripts
 from harness.hosts.inventory import FILE_NAME, VARIABLE, Host, Inventory
 from harness.hosts.lease import LeaseKeeper, LeaseRecord
 from harness.hosts.protectedroot import ProtectedRoot
+from harness.hosts.pythonstep import find_python
 from harness.remote.deadline import Deadline
 from harness.remote.probe import probe as probe_winrm
 from harness.scrubber import scrub
@@ -88,10 +89,37 @@ def show(name: str, *, inventory: InventoryOption = None, json_: JsonOption = Fa
     facts = FactsCache.open().last(chosen)
     if facts is None:
         raise UsageError(f"{chosen} was never probed: lcowlab hosts probe {chosen}")
+    green = FactsCache.open().green(chosen)
     if json_:
-        print_json("lcowlab.hostfacts/1", host=chosen, facts=facts.model_dump(mode="json"))
+        print_json(
+            "lcowlab.hostfacts/1",
+            host=chosen,
+            facts=facts.model_dump(mode="json"),
+            **_since_green(green, facts),
+        )
     else:
         _print_facts(chosen, facts)
+        _print_since_green(chosen, green, facts)
+
+
+def _since_green(green: Green | None, facts: HostFacts) -> dict[str, object]:
+    """Return when the last green run was, and what changed since; None where there was none."""
+    if green is None:
+        return {"green": None, "drift_since_green": None}
+    return {
+        "green": {"what": green.what, "at": green.facts.probed},
+        "drift_since_green": [each.model_dump() for each in drift(green.facts, facts)],
+    }
+
+
+def _print_since_green(name: str, green: Green | None, facts: HostFacts) -> None:
+    if green is None:
+        typer.echo(f"{name}: no green run yet")
+        return
+    changes = drift(green.facts, facts)
+    typer.echo(f"{name}: last green {green.facts.probed} ({green.what}), {len(changes)} changes")
+    for change in changes:
+        typer.echo(f"{name}: since green: {change.what} was {change.before}, is {change.after}")
 
 
 def _one(known: Inventory, name: str) -> tuple[str, ...]:
@@ -144,6 +172,7 @@ def probe(
                 "facts": facts.model_dump(mode="json"),
                 "drift": [each.model_dump() for each in changes],
                 "winrm": {**dict(probe_rows(passage)), "problems": passage.problems},
+                **_since_green(cache.green(name), facts),
             }
         )
         if not json_:
@@ -154,12 +183,15 @@ def probe(
                 typer.echo(f"{name}: {problem}")
             for change in changes:
                 typer.echo(f"{name}: {change.what} was {change.before}, is {change.after}")
+            _print_since_green(name, cache.green(name), facts)
     if json_:
         print_json("lcowlab.hostprobe/1", hosts=documents)
 
 
 LeaseVerb = Callable[[LeaseKeeper, Deadline], LeaseRecord]
-PythonOption = Annotated[str, typer.Option(help="Python on the host.")]
+PythonOption = Annotated[
+    str, typer.Option(help="Python on the host; default: ours there, else that on its PATH.")
+]
 
 
 def _with_lease(
@@ -173,9 +205,10 @@ def _with_lease(
         deadline = Deadline.after(60)
         with connect_host(name, host) as winrm:
             root.verify(winrm, deadline=deadline)
+            found = find_python(winrm, root, python, deadline=deadline)
             boot = read_boot(winrm, deadline=deadline)
             records.append(
-                (name, verb(LeaseKeeper(HostScripts(winrm, python), root, boot), deadline))
+                (name, verb(LeaseKeeper(HostScripts(winrm, found), root, boot), deadline))
             )
     return records
 
@@ -188,7 +221,7 @@ def _print_leases(records: list[tuple[str, LeaseRecord]], *, as_json: bool) -> N
         )
         return
     for name, record in records:
-        tail = ", ".join(filter(None, (record.owner, record.note)))
+        tail = ", ".join(filter(None, (record.owner, record.purpose, record.note)))
         draining = ", draining" if record.draining else ""
         typer.echo(f"{name}: {record.state.value}{draining}{f' ({tail})' if tail else ''}")
 
@@ -198,7 +231,7 @@ def lease(
     hosts: HostsArgument,
     *,
     inventory: InventoryOption = None,
-    python: PythonOption = "python",
+    python: PythonOption = "",
     json_: JsonOption = False,
 ) -> None:
     """Show who has each host: free, busy, dirty, cleaning or quarantined."""
@@ -214,7 +247,7 @@ def drain(
     *,
     note: Annotated[str, typer.Option(help="Why; shown to whoever wants the host.")] = "",
     inventory: InventoryOption = None,
-    python: PythonOption = "python",
+    python: PythonOption = "",
     json_: JsonOption = False,
 ) -> None:
     """Let nobody take hosts any more; whoever has one keeps it until the release."""
@@ -232,7 +265,7 @@ def reset(
     hosts: HostsArgument,
     *,
     inventory: InventoryOption = None,
-    python: PythonOption = "python",
+    python: PythonOption = "",
     json_: JsonOption = False,
 ) -> None:
     """Declare hosts free, whatever they were; whoever held one finds its lease lost."""

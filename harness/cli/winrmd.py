@@ -17,6 +17,8 @@ from harness.errors import UsageError
 from harness.scrubber import KNOWN
 from harness.winrmd.config import AuthScheme, ChannelBindings, EndpointConfig, KerberosKeys
 from harness.winrmd.hoststate import fresh
+from harness.winrmd.knobs import Knobs
+from harness.winrmd.troubles import parse_troubles
 
 
 def winrmd(
@@ -44,6 +46,13 @@ def winrmd(
     allow_unencrypted: Annotated[
         bool, typer.Option("--allow-unencrypted", help="Plain HTTP without sealing.")
     ] = False,
+    trouble: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[ACTION:]TERM->TERM…",
+            help="Trouble for clients, such as Command:9*ok->drop-after; may be repeated.",
+        ),
+    ] = None,
     beyond_loopback: Annotated[
         bool,
         typer.Option("--beyond-loopback", help="Listen where others can reach it, too."),
@@ -63,6 +72,10 @@ def winrmd(
         raise UsageError("--keytab and --realm go together")
     kerberos = KerberosKeys(keytab, realm) if keytab is not None else None
     users, schemes = _users(user, password_env), _schemes(auth)
+    knobs = Knobs()
+    for spec in trouble or ():
+        for strike in parse_troubles(spec):
+            knobs.plan(strike)
     with contextlib.ExitStack() as stack:
         files = None
         if tls:
@@ -82,6 +95,7 @@ def winrmd(
             channel_bindings=channel_bindings,
             beyond_loopback=beyond_loopback,
             programs=pretend.programs,
+            knobs=knobs,
         )
         server = stack.enter_context(WinRmServer(config, resources=pretend.resources))
         if files is not None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import RemoteCommandError
-from harness.hosts.hostagent import FOLDER, SYSTEM, TASK, HostAgent
-from harness.hosts.hostscripts import script_source
+from harness.hosts.hostagent import TASK, HostAgent, agent_source
 from harness.hosts.protectedroot import ProtectedRoot
+from harness.hosts.pythonstep import host_python
 from harness.hosts.steps import Assessment, Look, State
+from harness.hosts.systemtask import FOLDER, SYSTEM
 from harness.remote.deadline import Deadline
 from harness.remote.powershell import Command
 from harness.remote.winrm import WinRM
@@ -48,8 +49,8 @@ class Agent:
 
     def assess(self, look: Look) -> Assessment:
         """See `Step.assess`."""
-        root, options = look.options.root, look.options
-        action = InstallAgent(root, options.python, options.agent_user)
+        root, options, python = look.options.root, look.options, host_python(look)
+        action = InstallAgent(root, python, options.agent_user)
         script = root.inside("agent", "agent.py")
         there = look.winrm.powershell(
             Command.build("Test-Path", {"LiteralPath": (script,)}), deadline=look.deadline
@@ -60,7 +61,7 @@ class Agent:
             Command.build("Get-FileHash", {"LiteralPath": (script,), "Algorithm": "SHA256"}),
             deadline=look.deadline,
         )
-        ours = hashlib.sha256(script_source("agent").encode()).hexdigest()
+        ours = hashlib.sha256(agent_source(python).encode()).hexdigest()
         if not isinstance(found, dict) or str(found.get("Hash")).lower() != ours:
             return Assessment(State.CHANGE, "another version", (action,))
         try:
@@ -72,7 +73,7 @@ class Agent:
             return Assessment(State.CHANGE, "no task", (action,))
         if not isinstance(task, dict) or task.get("State") != "Running":
             return Assessment(State.CHANGE, "the task does not run", (action,))
-        identity = HostAgent(look.winrm, root, options.python).identity(deadline=look.deadline)
+        identity = HostAgent(look.winrm, root, python).identity(deadline=look.deadline)
         if not _is(identity, options.agent_user):
             detail = f"runs as {identity['user']}, not as {options.agent_user}"
             return Assessment(State.CHANGE, detail, (action,))

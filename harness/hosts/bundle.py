@@ -1,8 +1,9 @@
 """A bundle: one hash-listed folder with all that a host needs, so that nobody needs the internet.
 
-`wheels/` (ours and win_amd64 dependencies), `python/` (an installer), `image/` (the utility VM's)
-and `boot/` (user-supplied boot files), each optional; `bundle.json` lists every file with its size
-and SHA-256. A file that is not listed, or not as listed, makes the whole bundle unusable.
+`wheels/` (ours and win_amd64 dependencies), `python/` (a full layout of CPython), `image/` (the
+utility VM's) and `boot/` (user-supplied boot files), each optional; `bundle.json` lists every file
+with its size and SHA-256. A file that is not listed, or not as listed, makes the whole bundle
+unusable.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, Self
 
@@ -59,10 +60,14 @@ class BundleList(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files were all read and found as listed."""
+    """A bundle whose files were all read and found as listed.
+
+    `sources` are parts that lie elsewhere, by name.
+    """
 
     folder: Path
     files: tuple[BundleFile, ...]
+    sources: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def create(cls, folder: Path, sources: Mapping[str, Path]) -> Self:
@@ -73,12 +78,8 @@ class Bundle:
         if folder.exists() and any(folder.iterdir()):
             raise UsageError(f"{folder} is not empty: a bundle is made in a folder of its own")
         listed = []
-        for part, source in sources.items():
-            found = [each for each in sorted(source.rglob("*")) if each.is_file()]
-            if source.is_file():
-                found, source = [source], source.parent
-            if not found:
-                raise UsageError(f"{source} has no files for {part}")
+        for part, given in sources.items():
+            found, source = _files_of(given, part)
             for file in found:
                 name = PurePosixPath(part, *file.relative_to(source).parts)
                 target = folder / name
@@ -114,9 +115,37 @@ class Bundle:
             raise UsageError(f"the bundle {folder} cannot be used: {'; '.join(wrong)}")
         return cls(folder, content.files)
 
+    def with_part(self, part: str, source: Path) -> Self:
+        """Return the bundle with the files of a folder (or one file) as that part, where they lie.
+
+        Raises UsageError for one without files.
+        """
+        found, source = _files_of(source, part)
+        listed = [
+            _describe(file, str(PurePosixPath(part, *file.relative_to(source).parts)))
+            for file in found
+        ]
+        others = tuple(each for each in self.files if not each.path.startswith(f"{part}/"))
+        return replace(self, files=(*others, *listed), sources={**self.sources, part: source})
+
+    def local(self, file: BundleFile) -> Path:
+        """Return where a file of the bundle lies here."""
+        part, *rest = PurePosixPath(file.path).parts
+        return self.sources.get(part, self.folder / part).joinpath(*rest)
+
     def part(self, name: str) -> tuple[BundleFile, ...]:
         """Return the files of one part, such as `wheels`."""
         return tuple(each for each in self.files if each.path.startswith(f"{name}/"))
+
+
+def _files_of(source: Path, part: str) -> tuple[list[Path], Path]:
+    """Return the files of a folder, or the one file, and the folder. Raises UsageError for none."""
+    found = [each for each in sorted(source.rglob("*")) if each.is_file()]
+    if source.is_file():
+        found, source = [source], source.parent
+    if not found:
+        raise UsageError(f"{source} has no files for {part}")
+    return found, source
 
 
 def _describe(file: Path, name: str) -> BundleFile:
@@ -134,10 +163,27 @@ class Pushed:
     moved: int
 
 
+def differing_files(
+    scripts: HostScripts,
+    root: ProtectedRoot,
+    files: tuple[BundleFile, ...],
+    *,
+    deadline: Deadline,
+) -> frozenset[str]:
+    r"""Return the paths of those files that are not below `bundle\` as listed."""
+    there = scripts.ask(
+        "compare",
+        {"files": [each.model_dump() for each in files]},
+        {"folder": root.inside("bundle")},
+        deadline=deadline,
+    )
+    return frozenset(there["differing"])
+
+
 def push_files(
     winrm: WinRM,
     root: ProtectedRoot,
-    python: str,
+    scripts: HostScripts,
     bundle: Bundle,
     *,
     files: tuple[BundleFile, ...],
@@ -150,14 +196,8 @@ def push_files(
     Raises UnprotectedRootError, TransferError and other RemoteErrors; what arrived stays.
     """
     root.verify(winrm, deadline=deadline)
-    there = HostScripts(winrm, python).ask(
-        "compare",
-        {"files": [each.model_dump() for each in files]},
-        {"folder": root.inside("bundle")},
-        deadline=deadline,
-    )
-    differing = set(there["differing"])
-    host_files = HostFiles.every_way(winrm, python, root.path, pull_address=pull_address)
+    differing = differing_files(scripts, root, files, deadline=deadline)
+    host_files = HostFiles.every_way(winrm, scripts.python, root.path, pull_address=pull_address)
     moved = 0
     copied = []
     for each in files:
@@ -165,6 +205,6 @@ def push_files(
             continue
         report(f"{each.path} ({each.size} bytes)")
         target = root.inside("bundle", *PurePosixPath(each.path).parts)
-        moved += host_files.put(bundle.folder / each.path, target, deadline=deadline).moved
+        moved += host_files.put(bundle.local(each), target, deadline=deadline).moved
         copied.append(each.path)
     return Pushed(len(files) - len(copied), tuple(copied), moved)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from harness.errors import ProvisionError, UsageError
-from harness.hosts.bundle import Bundle, Pushed, push_files
+from harness.hosts.bundle import Bundle, BundleFile, Pushed, push_files
 from harness.hosts.hostscripts import HostScripts
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.remote.deadline import Deadline
@@ -29,10 +29,21 @@ class Deployed:
     modules: tuple[str, ...]
 
 
+def wheels_of(bundle: Bundle) -> tuple[BundleFile, ...]:
+    """Return the wheels of a bundle."""
+    return tuple(each for each in bundle.part("wheels") if each.path.endswith(".whl"))
+
+
+def deployment_name(bundle: Bundle) -> str:
+    """Return what the deployment of a bundle's wheels is called: it says their hashes."""
+    listed = "\n".join(sorted(f"{each.sha256} {each.path}" for each in wheels_of(bundle)))
+    return hashlib.sha256(listed.encode()).hexdigest()[:16]
+
+
 def deploy_wheels(
     winrm: WinRM,
     root: ProtectedRoot,
-    python: str,
+    scripts: HostScripts,
     bundle: Bundle,
     *,
     deadline: Deadline,
@@ -45,23 +56,22 @@ def deploy_wheels(
     `imports` are modules to import beside every native one. Raises UsageError for a bundle without
     wheels, ProvisionError naming each module that does not import, RemoteError.
     """
-    wheels = tuple(each for each in bundle.part("wheels") if each.path.endswith(".whl"))
+    wheels = wheels_of(bundle)
     if not wheels:
         raise UsageError(f"the bundle {bundle.folder} has no wheels: bundle create --wheels DIR")
     pushed = push_files(
         winrm,
         root,
-        python,
+        scripts,
         bundle,
         files=wheels,
         deadline=deadline,
         report=report,
         pull_address=pull_address,
     )
-    listed = "\n".join(sorted(f"{each.sha256} {each.path}" for each in wheels))
-    name = hashlib.sha256(listed.encode()).hexdigest()[:16]
+    name = deployment_name(bundle)
     root.verify(winrm, deadline=deadline)
-    answer = HostScripts(winrm, python).ask(
+    answer = scripts.ask(
         "unpack",
         {
             "name": name,

@@ -45,6 +45,17 @@ _QUOTAS: Final = (
     "Winrs/MaxConcurrentUsers",
     "Service/MaxConcurrentOperationsPerUser",
 )
+# What virtual machines call themselves, in manufacturer and model.
+_VIRTUAL: Final = (
+    "virtual machine",  # Hyper-V, Azure
+    "vmware",
+    "virtualbox",
+    "qemu",
+    "kvm",
+    "xen",
+    "google compute engine",
+    "amazon ec2",
+)
 _VOLATILE: Final = frozenset({"probed", "clock_skew_s", "memory_free", "boot", "pending_restart"})
 _KIB: Final = 1024
 
@@ -87,7 +98,11 @@ class HostFacts(_Frozen):
     memory: int
     memory_free: int
     logical_processors: int
-    virtualization: bool = Field(description="The firmware lets a hypervisor run.")
+    virtualization: bool = Field(
+        description="A hypervisor may run: the firmware lets it, or the outer hypervisor does."
+    )
+    virtual_machine: str = Field("", description="Maker and model, where it is a virtual machine.")
+    second_level_translation: bool = Field(True, description="Hyper-V asks for it (SLAT).")
     hypervisor_present: bool
     disks: Mapping[str, DiskFacts]
     features: Mapping[str, str]
@@ -100,6 +115,13 @@ class HostFacts(_Frozen):
     boot: BootIdentity
 
 
+class Green(_Frozen):
+    """What a host was in a run that ended well."""
+
+    what: str
+    facts: HostFacts
+
+
 class Change(_Frozen):
     """One thing that is not as it was; None where there was, or is, nothing."""
 
@@ -110,8 +132,9 @@ class Change(_Frozen):
 
 def read_boot(winrm: WinRM, *, deadline: Deadline) -> BootIdentity:
     """Return which boot runs. Raises RemoteError."""
-    (system,) = winrm.cim("Win32_OperatingSystem", deadline=deadline)
+    # The count first: a restart between the two readings then looks like the boot before it.
     boot_id = registry_values(winrm, _PREFETCH, deadline=deadline).get("BootId")
+    (system,) = winrm.cim("Win32_OperatingSystem", deadline=deadline)
     return BootIdentity(
         boot_id=boot_id if isinstance(boot_id, int) else None,
         began=_text(system, "LastBootUpTime"),
@@ -159,6 +182,20 @@ def probe_host(winrm: WinRM, *, deadline: Deadline) -> HostFacts:
     firmware = any(
         _text(each, "VirtualizationFirmwareEnabled").lower() == "true" for each in processors
     )
+    slat = any(
+        _text(each, "SecondLevelAddressTranslationExtensions").lower() == "true"
+        for each in processors
+    )
+    named = {
+        _text(each, "Name"): _FEATURE_STATES.get(_text(each, "InstallState"), "unknown")
+        for each in features
+        if _text(each, "Name") in _FEATURES
+    }
+    machine = f"{_text(computer, 'Manufacturer')} {_text(computer, 'Model')}".strip()
+    virtual = machine if any(word in machine.lower() for word in _VIRTUAL) else ""
+    # Under our own hypervisor Windows is a partition and reports the processor's features as
+    # absent. A virtual machine sees a hypervisor in any case: the outer one.
+    ours = hypervisor and (not virtual or named.get("Microsoft-Hyper-V") == "enabled")
     revision = version.get("UBR")
     return HostFacts(
         probed=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -171,8 +208,9 @@ def probe_host(winrm: WinRM, *, deadline: Deadline) -> HostFacts:
         memory=int(_text(computer, "TotalPhysicalMemory") or 0),
         memory_free=int(_text(system, "FreePhysicalMemory") or 0) * _KIB,
         logical_processors=int(_text(computer, "NumberOfLogicalProcessors") or 0),
-        # Under a running hypervisor Windows is a partition and reports the features as absent.
-        virtualization=firmware or hypervisor,
+        virtualization=firmware or ours,
+        virtual_machine=virtual,
+        second_level_translation=slat or ours,
         hypervisor_present=hypervisor,
         disks={
             _text(each, "DeviceID"): DiskFacts(
@@ -183,11 +221,7 @@ def probe_host(winrm: WinRM, *, deadline: Deadline) -> HostFacts:
             for each in disks
             if _text(each, "DriveType") == "3"
         },
-        features={
-            _text(each, "Name"): _FEATURE_STATES.get(_text(each, "InstallState"), "unknown")
-            for each in features
-            if _text(each, "Name") in _FEATURES
-        },
+        features=named,
         services={
             _text(each, "Name"): f"{_text(each, 'State')}, {_text(each, 'StartMode')}".lower()
             for each in services
@@ -236,12 +270,25 @@ class FactsCache:
             return HostFacts.model_validate_json((self._folder / f"{name}.json").read_bytes())
         return None
 
+    def green(self, name: str) -> Green | None:
+        """Return what a host was in its last green run, or None."""
+        with contextlib.suppress(OSError, ValidationError):
+            return Green.model_validate_json((self._folder / f"{name}.green.json").read_bytes())
+        return None
+
+    def keep_green(self, name: str, facts: HostFacts, *, what: str) -> None:
+        """Keep what a host was in a run, `what`, that ended well."""
+        self._write(f"{name}.green.json", Green(what=what, facts=facts))
+
     def keep(self, name: str, facts: HostFacts) -> None:
         """Keep a probe in place of the last one, whole or not at all."""
+        self._write(f"{name}.json", facts)
+
+    def _write(self, file: str, values: BaseModel) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        beside = self._folder / f"{name}.{os.getpid()}.new"
-        beside.write_text(scrub(facts.model_dump_json(indent=1)), "utf-8")
-        beside.replace(self._folder / f"{name}.json")
+        beside = self._folder / f"{file}.{os.getpid()}.new"
+        beside.write_text(scrub(values.model_dump_json(indent=1)), "utf-8")
+        beside.replace(self._folder / file)
 
 
 def drift(before: HostFacts, after: HostFacts) -> tuple[Change, ...]:

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from xml.sax.saxutils import escape
 
 from harness.errors import RemoteCommandError, RemoteTimeoutError
-from harness.hosts.hostscripts import HostScripts, read_report, script_source
+from harness.hosts.hostscripts import Fence, HostScripts, read_report, script_source
 from harness.hosts.protectedroot import ProtectedRoot
+from harness.hosts.systemtask import FOLDER, SYSTEM, system_task
 from harness.remote.deadline import Deadline
 from harness.remote.files import HostFiles
 from harness.remote.hostpython import python_argv, script_input
@@ -28,52 +28,27 @@ from harness.remote.transport import CompletedRemote
 from harness.remote.winrm import WinRM
 
 TASK: Final = "agent"
-FOLDER: Final = "\\lcowlab\\"
-SYSTEM: Final = "S-1-5-18"
 _WAIT_S: Final = 20.0
 _POLL_S: Final = 0.1
 
 
-def task_xml(python: str, script: str, folder: str, *, user: str = SYSTEM) -> str:
-    """Return the task: highest privileges, at boot, one instance, no time limit.
-
-    `user` is SYSTEM, or a group managed service account: that one logs on with the password that
-    the domain keeps for it, and none is given here. Source: [MS-TSCH] 2.5.
-    """
-    logon = "" if user == SYSTEM else "<LogonType>Password</LogonType>"
-    arguments = escape(f'-I -u -X utf8 "{script}" "{folder}"')
-    return f"""<?xml version="1.0" encoding="UTF-16"?>
-<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
-  <Triggers><BootTrigger><Enabled>true</Enabled></BootTrigger></Triggers>
-  <Principals><Principal id="Author">
-    <UserId>{escape(user)}</UserId>{logon}<RunLevel>HighestAvailable</RunLevel>
-  </Principal></Principals>
-  <Settings>
-    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
-    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
-    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
-    <AllowHardTerminate>true</AllowHardTerminate>
-    <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
-    <Enabled>true</Enabled>
-    <RestartOnFailure><Interval>PT1M</Interval><Count>10</Count></RestartOnFailure>
-  </Settings>
-  <Actions Context="Author"><Exec>
-    <Command>{escape(python)}</Command>
-    <Arguments>{arguments}</Arguments>
-    <WorkingDirectory>{escape(folder)}</WorkingDirectory>
-  </Exec></Actions>
-</Task>
-"""
+def agent_source(python: str) -> str:
+    """Return the agent's source, with the interpreter that is to run it: both make one version."""
+    return f"{script_source('agent')}\n# run by {python}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class HostAgent:
-    """The agent of one host. `python` is the host's own, `user` whom the task runs as."""
+    """The agent of one host. `python` is the host's own, `user` whom the task runs as.
+
+    With a fence, requests are handed over only while that lease is ours.
+    """
 
     winrm: WinRM
     root: ProtectedRoot
     python: str
     user: str = SYSTEM
+    fence: Fence | None = None
 
     @property
     def _folder(self) -> str:
@@ -88,12 +63,18 @@ class HostAgent:
         script = self.root.inside("agent", "agent.py")
         with tempfile.TemporaryDirectory(prefix="lcowlab-agent-") as folder:
             source = Path(folder, "agent.py")
-            source.write_text(script_source("agent"), "utf-8")
+            source.write_text(agent_source(self.python), "utf-8")
             HostFiles.every_way(self.winrm, self.python, self.root.path).put(
                 source, script, deadline=deadline
             )
         self.stop(deadline=deadline)
-        xml = task_xml(self.python, script, self._folder, user=self.user)
+        xml = system_task(
+            self.python,
+            f'-I -u -X utf8 "{script}" "{self._folder}"',
+            directory=self._folder,
+            at_boot=True,
+            user=self.user,
+        )
         self.root.verify(self.winrm, deadline=deadline)
         self.winrm.powershell(
             Command.build(
@@ -184,7 +165,7 @@ class HostAgent:
 
     def _request(self, request: dict[str, object], deadline: Deadline) -> dict[str, Any]:
         identity = uuid.uuid4().hex
-        scripts = HostScripts(self.winrm, self.python)
+        scripts = HostScripts(self.winrm, self.python, self.fence)
         while not deadline.passed:
             values = scripts.ask(
                 "relay",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from harness.errors import LeaseError
@@ -25,13 +26,19 @@ class HostState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """What the host says of its lease; `token` rises with every holder."""
+    """What the host says of its lease; `token` rises with every holder.
+
+    `purpose` is what the holder does; `updates` are settings to put back at the release, None
+    where nothing was changed.
+    """
 
     state: HostState
     token: int
     owner: str
     note: str
     draining: bool
+    purpose: str
+    updates: Mapping[str, object] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +56,36 @@ class LeaseKeeper:
         """Return the lease as it is."""
         return self._ask("show", {}, deadline)
 
-    def acquire(self, owner: str, *, ttl_s: float, deadline: Deadline) -> LeaseRecord:
-        """Take a free host. Raises LeaseError saying who has it or what is wrong with it."""
+    @property
+    def boot_name(self) -> str:
+        """How the lease names the boot."""
+        return self.boot.began if self.boot.boot_id is None else f"boot {self.boot.boot_id}"
+
+    def acquire(
+        self,
+        owner: str,
+        *,
+        ttl_s: float,
+        deadline: Deadline,
+        purpose: str = "",
+        resumes: str = "",
+        nonce: str = "",
+    ) -> LeaseRecord:
+        """Take a free host. Raises LeaseError saying who has it or what is wrong with it.
+
+        A dirty one is taken too if the work that left it so was `resumes`. The same `nonce` gets
+        the same lease again.
+        """
         return self._ask(
-            "acquire", {"owner": owner, "ttl_s": ttl_s, "nonce": uuid.uuid4().hex}, deadline
+            "acquire",
+            {
+                "owner": owner,
+                "ttl_s": ttl_s,
+                "nonce": nonce or uuid.uuid4().hex,
+                "purpose": purpose,
+                "resumes": resumes or "-",
+            },
+            deadline,
         )
 
     def clean(self, owner: str, *, ttl_s: float, deadline: Deadline) -> LeaseRecord:
@@ -64,6 +97,19 @@ class LeaseKeeper:
     def renew(self, token: int, *, ttl_s: float, deadline: Deadline) -> LeaseRecord:
         """Go on holding it. Raises LeaseError when it ran out or is another's."""
         return self._ask("renew", {"token": token, "ttl_s": ttl_s}, deadline)
+
+    def announce_restart(self, token: int, *, ttl_s: float, deadline: Deadline) -> LeaseRecord:
+        """Go on holding it over one restart, for `ttl_s` after it. Raises LeaseError."""
+        return self._ask("restarting", {"token": token, "ttl_s": ttl_s}, deadline)
+
+    def remember(
+        self, token: int, updates: Mapping[str, object] | None, *, deadline: Deadline
+    ) -> LeaseRecord:
+        """Keep what is to be put back at the release, unless that is known; None: it was put back.
+
+        Raises LeaseError.
+        """
+        return self._ask("remember", {"token": token, "updates": updates}, deadline)
 
     def release(self, token: int, *, dirty: str = "", deadline: Deadline) -> LeaseRecord:
         """Give it back; `dirty` says what was left behind. Raises LeaseError if it was lost."""
@@ -80,23 +126,22 @@ class LeaseKeeper:
     def _ask(
         self, operation: str, parameters: dict[str, object], deadline: Deadline
     ) -> LeaseRecord:
-        boot = self.boot.boot_id
         values = self.scripts.ask(
             "lease",
-            {
-                "operation": operation,
-                "boot": self.boot.began if boot is None else f"boot {boot}",
-                **parameters,
-            },
+            {"operation": operation, "boot": self.boot_name, **parameters},
             {"lease": self.root.inside("lease")},
             deadline=deadline,
         )
         if refused := values["refused"]:
-            raise LeaseError(str(refused), host=self.scripts.transport.host)
+            unclean = HostState(values["state"]) in (HostState.DIRTY, HostState.QUARANTINED)
+            hint = "; look at it, then lcowlab hosts reset" if unclean else ""
+            raise LeaseError(f"{refused}{hint}", host=self.scripts.transport.host)
         return LeaseRecord(
             HostState(values["state"]),
             int(values["token"]),
             str(values["owner"]),
             str(values["note"]),
             bool(values["draining"]),
+            str(values["purpose"]),
+            values["updates"],
         )

@@ -24,7 +24,7 @@ from harness.remote.powershell import Command
 from harness.remote.psrp import Plain
 from harness.remote.winrm import WinRM
 
-FOLDERS: Final = ("journal", "lease", "cache", "agent", "bundle", "deploy")
+FOLDERS: Final = ("journal", "lease", "cache", "agent", "bundle", "deploy", "python")
 _SYSTEM: Final = "S-1-5-18"
 _ADMINISTRATORS: Final = "S-1-5-32-544"
 _TRUSTED: Final = {"SY": _SYSTEM, "BA": _ADMINISTRATORS}
@@ -58,7 +58,15 @@ class ProtectedRoot:
 
     def read(self, winrm: WinRM, *, deadline: Deadline) -> RootState:
         """Return what is there now. Raises RemoteError."""
-        paths = (self.path, *(self.inside(name) for name in FOLDERS))
+        try:
+            # As a rule all is there: then one command says all.
+            lists = self._lists(winrm, (self.path, *map(self.inside, FOLDERS)), deadline)
+        except RemoteCommandError:
+            return self._search(winrm, deadline)
+        return self._judge(frozenset(FOLDERS), lists)
+
+    def _search(self, winrm: WinRM, deadline: Deadline) -> RootState:
+        paths = (self.path, *map(self.inside, FOLDERS))
         there = winrm.powershell(
             Command.build("Test-Path", {"LiteralPath": paths}), deadline=deadline
         )
@@ -70,18 +78,24 @@ class ProtectedRoot:
             )
         ours = (self.path, *(self.inside(name) for name in FOLDERS if name in found))
         try:
-            lists = winrm.powershell(
-                Command.build("Get-Acl", {"LiteralPath": ours}), deadline=deadline
-            )
+            lists = self._lists(winrm, ours, deadline)
         except RemoteCommandError as error:
             return RootState(exists=True, folders=found, wrong=str(error), owned=False)
+        return self._judge(found, lists)
+
+    def _lists(self, winrm: WinRM, paths: tuple[str, ...], deadline: Deadline) -> tuple[Plain, ...]:
+        return winrm.powershell(Command.build("Get-Acl", {"LiteralPath": paths}), deadline=deadline)
+
+    def _judge(self, found: frozenset[str], lists: tuple[Plain, ...]) -> RootState:
+        """Judge the lists of the root and of those of our folders that were found, in order."""
         owner, wrong = judge_sddl(_sddl(lists[0]))
         owned = owner in _TRUSTED.values()
-        for path, each in zip(ours[1:], lists[1:], strict=True):
+        names = (name for name in FOLDERS if name in found)
+        for name, each in zip(names, lists[1:], strict=True):
             # Made before the root was locked, it would still belong to whoever made it.
             inner, what = judge_sddl(_sddl(each), inherits=True)
             if inner not in _TRUSTED.values() or (what and not wrong):
-                wrong, owned = f"{path}: {what}", False
+                wrong, owned = f"{self.inside(name)}: {what}", False
         return RootState(exists=True, folders=found, wrong=wrong, owned=owned)
 
     def verify(self, winrm: WinRM, *, deadline: Deadline) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from harness.errors import AuthError, ProvisionError, RemoteError
+from harness.errors import AuthError, ProvisionError, RemoteCommandError, RemoteError
 from harness.hosts.actions import RestartAction
 from harness.hosts.facts import BootIdentity, read_boot
 from harness.remote.deadline import Deadline
@@ -17,13 +17,14 @@ class RestartPatience:
     """How long one restart may take, and what counts as back.
 
     `sessions` readings in a row must show the same new boot: a host that applies updates answers,
-    and goes down again.
+    and goes down again. `lost_s` is how long a host that was there may be away unasked.
     """
 
     timeout_s: float = 1200.0
     sessions: int = 3
     interval_s: float = 5.0
     delay_s: int = 2
+    lost_s: float = 300.0
 
 
 def restart_host(winrm: WinRM, before: BootIdentity, patience: RestartPatience) -> BootIdentity:
@@ -36,6 +37,23 @@ def restart_host(winrm: WinRM, before: BootIdentity, patience: RestartPatience) 
     if read_boot(winrm, deadline=deadline.capped(60)).same(before):
         RestartAction(patience.delay_s).run(winrm, deadline=deadline.capped(60))
     return wait_for_boot(winrm, before, patience, deadline=deadline)
+
+
+def wait_for_answer(winrm: WinRM, patience: RestartPatience) -> BootIdentity:
+    """Return the boot that runs, once a host that was lost answers again.
+
+    Raises the last RemoteError when it does not within `patience.lost_s`.
+    """
+    deadline = Deadline.after(patience.lost_s)
+    while True:
+        try:
+            return read_boot(winrm, deadline=deadline.capped(60))
+        except RemoteCommandError:
+            raise
+        except RemoteError:  # AuthError too: what a host answers that is still starting
+            if deadline.passed:
+                raise
+        time.sleep(min(patience.interval_s, deadline.remaining_s))
 
 
 def wait_for_boot(

@@ -1,8 +1,7 @@
-"""Steps that change settings: quotas, firewall, scanner, power, updates, dumps, logs."""
+"""Steps that change settings: firewall, scanner, power, dumps, logs."""
 
 from __future__ import annotations
 
-import datetime
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -13,42 +12,8 @@ from harness.hosts.facts import registry_values
 from harness.hosts.steps import Assessment, Look, State
 from harness.remote.powershell import Command
 
-_UPDATE_SETTINGS: Final = r"HKLM:\SOFTWARE\Microsoft\WindowsUpdate\UX\Settings"
 _CRASH_CONTROL: Final = r"HKLM:\SYSTEM\CurrentControlSet\Control\CrashControl"
 _HIGH_PERFORMANCE: Final = "8c5e7fda-e8bf-4a96-9a85-a6e23a8c635c"
-
-
-@dataclass(frozen=True, slots=True)
-class Quotas:
-    """WinRM's quotas, at least as wanted; they hold from the next start of WinRM on."""
-
-    name: str = "winrm-quotas"
-    elevated: bool = True
-
-    def assess(self, look: Look) -> Assessment:
-        """See `Step.assess`."""
-        config = look.winrm.config(deadline=look.deadline)
-        actions: list[Action] = []
-        found = []
-        for key, wanted in look.options.quotas.items():
-            text = config.get(key.replace("Shell\\", "Winrs\\").replace("\\", "/"), "")
-            if text.isdigit() and int(text) >= wanted:
-                continue
-            found.append(f"{key} {text or 'unknown'} < {wanted}")
-            actions.append(
-                powershell(
-                    "Set-Item",
-                    {
-                        "LiteralPath": (rf"WSMan:\localhost\{key}",),
-                        "Value": wanted,
-                        "Force": True,
-                    },
-                )
-            )
-        if actions:
-            detail = ", ".join(found)
-            return Assessment(State.CHANGE, detail, tuple(actions), in_force_after_restart=True)
-        return Assessment(State.FINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,33 +102,6 @@ class PowerPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class UpdatePause:
-    """Windows Update pauses for a week: it must not restart the host under a test."""
-
-    name: str = "update-pause"
-    elevated: bool = True
-
-    def assess(self, look: Look) -> Assessment:
-        """See `Step.assess`."""
-        now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-        values = registry_values(look.winrm, _UPDATE_SETTINGS, deadline=look.deadline)
-        until = str(values.get("PauseUpdatesExpiryTime", ""))
-        least = _zulu(now + datetime.timedelta(days=2))
-        if until >= least:  # both are ISO 8601 in UTC, which sorts as text
-            return Assessment(State.FINE, f"until {until}")
-        start, end = _zulu(now), _zulu(now + datetime.timedelta(days=7))
-        actions = [
-            _registry(_UPDATE_SETTINGS, f"Pause{kind}StartTime", start, "String")
-            for kind in ("FeatureUpdates", "QualityUpdates", "Updates")
-        ]
-        actions += [
-            _registry(_UPDATE_SETTINGS, f"Pause{kind}", end, "String")
-            for kind in ("FeatureUpdatesEndTime", "QualityUpdatesEndTime", "UpdatesExpiryTime")
-        ]
-        return Assessment(State.CHANGE, f"paused until {until or 'never'}", tuple(actions))
-
-
-@dataclass(frozen=True, slots=True)
 class CrashDumps:
     """A kernel dump is written and kept."""
 
@@ -201,10 +139,6 @@ class EventLogs:
         if actions:
             return Assessment(State.CHANGE, f"{len(actions)} logs are too small", tuple(actions))
         return Assessment(State.FINE)
-
-
-def _zulu(moment: datetime.datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _registry(key: str, name: str, value: str | int, kind: str) -> Action:

@@ -12,8 +12,10 @@ from typing import Any, Final
 
 from harness.errors import ProvisionError
 from harness.hosts.hostagent import HostAgent
+from harness.hosts.hostscripts import Fence
 from harness.hosts.journal import Journal
 from harness.hosts.protectedroot import ProtectedRoot
+from harness.hosts.pythonstep import host_python
 from harness.hosts.steps import Assessment, Look, State
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
@@ -28,6 +30,7 @@ class MakeUtilityVm:
     root: ProtectedRoot
     python: str
     backend: str
+    fence: Fence | None = None
 
     @property
     def text(self) -> str:
@@ -40,7 +43,7 @@ class MakeUtilityVm:
     def run(self, winrm: WinRM, *, deadline: Deadline) -> None:
         """Make one and note what was seen. Raises ProvisionError saying why there is none."""
         answer = ask_agent(
-            HostAgent(winrm, self.root, self.python),
+            HostAgent(winrm, self.root, self.python, fence=self.fence),
             self.backend,
             deadline=deadline.capped(_MOST_S),
             run=True,
@@ -63,8 +66,9 @@ class Smoke:
         options = look.options
         if options.smoke == "off":
             return Assessment(State.FINE, "not asked for")
-        action = MakeUtilityVm(options.root, options.python, options.smoke)
-        agent = HostAgent(look.winrm, options.root, options.python)
+        python = host_python(look)
+        action = MakeUtilityVm(options.root, python, options.smoke, look.scripts(python).fence)
+        agent = HostAgent(look.winrm, options.root, python)
         detail = "not proved yet"
         if agent.running(deadline=look.deadline):
             answer = ask_agent(agent, options.smoke, deadline=look.deadline, run=False)

@@ -7,13 +7,17 @@ apply, or one after a controller that died, does exactly what is still lacking.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from harness.hosts.actions import Action
+from harness.hosts.bundle import Bundle
 from harness.hosts.facts import HostFacts
+from harness.hosts.holding import HostHold
+from harness.hosts.hostscripts import HostScripts
 from harness.hosts.protectedroot import ProtectedRoot
+from harness.hosts.pythonlayout import PythonLayout
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 
@@ -35,14 +39,13 @@ class State(enum.Enum):
 class Assessment:
     """What a step found and what it would run.
 
-    `in_force_after_restart` says that its actions show only after a restart; `proof` that they show
-    that the host works, change nothing of it, and wait for a restart that is due.
+    `proof` says that its actions show that the host works, change nothing of it, and wait for a
+    restart that is due.
     """
 
     state: State
     detail: str = ""
     actions: tuple[Action, ...] = ()
-    in_force_after_restart: bool = False
     proof: bool = False
 
 
@@ -50,13 +53,17 @@ class Assessment:
 class Options:
     """What a host shall be; sizes in bytes. `feature_source` is a path on the host.
 
+    `python` names an interpreter that is there already; else `layout` is brought; else what is
+    found is used. `bundle` holds packages and boot files.
     `agent_user` is whom the host agent runs as: SYSTEM, or a group managed service account.
     `smoke` is the backend of the utility VM that proves it: `auto` is the host's own, `off` none.
     """
 
     root: ProtectedRoot
     port: int
-    python: str = "python"
+    python: str = ""
+    layout: PythonLayout | None = None
+    bundle: Bundle | None = None
     least_python: tuple[int, int] = (3, 12)
     agent_user: str = "S-1-5-18"
     smoke: str = "auto"
@@ -77,14 +84,29 @@ class Options:
     )
 
 
+def _silent(_line: str) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What every step gets: the way to the host, what it is, what it shall be."""
+    """What every step gets: the way to the host, what it is, what it shall be.
+
+    `hold` is the lease under which changes are made; there is none before the host has Python.
+    """
 
     winrm: WinRM
     facts: HostFacts
     options: Options
     deadline: Deadline
+    hold: HostHold | None = None
+    report: Callable[[str], None] = _silent
+
+    def scripts(self, python: str) -> HostScripts:
+        """Return the host's scripts, behind the fence of the lease where there is one."""
+        if self.hold is not None and self.hold.held:
+            return replace(self.hold.scripts, python=python)
+        return HostScripts(self.winrm, python)
 
 
 class Step(Protocol):

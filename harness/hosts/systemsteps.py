@@ -11,6 +11,10 @@ from harness.hosts.actions import powershell, program
 from harness.hosts.steps import GIB, Assessment, Look, State
 from harness.remote.powershell import Command, Value
 
+_EXPOSE: Final = (
+    "switch it on outside, the machine being off: Set-VMProcessor -ExposeVirtualizationExtensions "
+    "$true (Hyper-V), cpu mode host-passthrough with nested=1 (libvirt), vhv.enable (VMware)"
+)
 _LEAST_BUILD: Final = 17763  # Windows Server 2019: the first whose HCS takes LCOW utility VMs
 
 
@@ -27,8 +31,12 @@ class Preflight:
         wrong = []
         if facts.build < _LEAST_BUILD:
             wrong.append(f"build {facts.build} is older than {_LEAST_BUILD} (Server 2019)")
-        if not facts.virtualization:
-            wrong.append("no virtualisation: enable it in the firmware, or expose it to this VM")
+        if not facts.virtualization and facts.virtual_machine:
+            wrong.append(f"no nested virtualisation in this {facts.virtual_machine}: {_EXPOSE}")
+        elif not facts.virtualization:
+            wrong.append("no virtualisation: enable VT-x or AMD-V in the firmware")
+        if not facts.second_level_translation:
+            wrong.append("the processor has no second-level address translation (EPT, NPT)")
         if facts.memory < options.least_memory:
             wrong.append(
                 f"{facts.memory // GIB} GiB of memory, {options.least_memory // GIB} needed"
@@ -167,31 +175,3 @@ class HypervisorLaunch:
         if not look.facts.hypervisor_present:
             return Assessment(State.RESTART, "it does not run yet")
         return Assessment(State.FINE, "runs")
-
-
-@dataclass(frozen=True, slots=True)
-class Python:
-    """CPython that runs isolated: what agent, leases and deployments are made of."""
-
-    name: str = "python"
-    elevated: bool = True
-
-    def assess(self, look: Look) -> Assessment:
-        """See `Step.assess`."""
-        options = look.options
-        done = look.winrm.run(
-            (options.python, "-I", "-c", "import sys;print(*sys.version_info[:2])"),
-            deadline=look.deadline,
-            idempotent=True,
-        )
-        words = done.text.split()
-        least = ".".join(map(str, options.least_python))
-        if done.exit_code != 0 or len(words) != 2:
-            return Assessment(
-                State.BLOCKED,
-                f"{options.python} does not run: install CPython {least} (the full installer, "
-                "not the embeddable zip), or name one with --python",
-            )
-        if (int(words[0]), int(words[1])) < options.least_python:
-            return Assessment(State.BLOCKED, f"Python {'.'.join(words)}, {least} needed")
-        return Assessment(State.FINE, f"{options.python}, {'.'.join(words)}")

@@ -97,10 +97,18 @@ CMDLETS: Final[Mapping[str, Cmdlet]] = MappingProxyType(
                 returns="",
             ),
             _cmdlet(
+                "Remove-ItemProperty",
+                {"LiteralPath": _TEXTS, "Name": _TEXTS},
+                {},
+                returns="",
+                once="a second time there is no such value",
+            ),
+            _cmdlet(
                 "New-Item",
                 {"Path": _TEXTS},
                 {"ItemType": _TEXT, "Force": _SWITCH},  # Directory; none for a registry key
                 returns="PSPath",
+                once="a second time the item exists",
             ),
             _cmdlet(
                 "Set-Item",  # WSMan:\localhost\Shell\MaxShellsPerUser and its neighbours

@@ -54,8 +54,8 @@ def _computer_system(state: HostState, boot: Boot) -> Iterable[Instance]:
         "Domain": "WORKGROUP",
         "DomainRole": 2 if state.product_type == 3 else 0,
         "HypervisorPresent": state.hypervisor_present,
-        "Manufacturer": "lcowlab",
-        "Model": "Pretend Host",
+        "Manufacturer": state.manufacturer,
+        "Model": state.model,
         "Name": state.computer_name,
         "NumberOfLogicalProcessors": state.processor.logical,
         "NumberOfProcessors": 1,
@@ -70,7 +70,7 @@ def _processor(state: HostState, boot: Boot) -> Iterable[Instance]:
     cpu = state.processor
     # Under a running hypervisor Windows reports the virtualisation features as absent: it is a
     # partition then. HypervisorPresent tells the two cases apart.
-    shown = not state.hypervisor_present
+    shown = not state.hypervisor_present or state.inside_vm
     yield {
         "AddressWidth": 64,
         "Architecture": 9,

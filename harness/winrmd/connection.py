@@ -96,6 +96,8 @@ class ConnectionHandler(http.server.BaseHTTPRequestHandler):
                 with contextlib.suppress(OSError, ValueError):
                     stream.close()
         finally:
+            # What could not be flushed any more made the base leave this one open.
+            self.rfile.close()
             self.endpoint.left(self._raw)
             if self._raw is not None:
                 with contextlib.suppress(OSError):

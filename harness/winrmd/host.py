@@ -173,6 +173,23 @@ class PretendHost:
         if control is not None:
             control.restart_service(after_s=after_s)
 
+    def stop_winrm(self) -> None:
+        """Stop the WinRM service: who is connected is cut off, every shell ends."""
+        with self._lock:
+            control = self._control
+        if control is not None:
+            control.stop_service()
+
+    def start_winrm(self) -> None:
+        """Start the WinRM service: it reads its quotas, then it listens."""
+        with self.change() as state:
+            state.wsman_in_force = dict(state.wsman)
+        self._enforce()
+        with self._lock:
+            control = self._control
+        if control is not None:
+            control.start_service()
+
     def rebooted(self, boot: Boot) -> None:
         """Take note of a restart: pending features are enabled, pending reasons are gone.
 
@@ -293,7 +310,7 @@ def _start(state: HostState) -> None:
     )
     state.registry.setdefault(PREFETCH, RegistryKey()).values["BootId"] = ("DWord", state.boots)
     hyper_v = state.features.get("Microsoft-Hyper-V")
-    state.hypervisor_present = (
+    state.hypervisor_present = state.inside_vm or (
         hyper_v is not None
         and hyper_v.state == "Enabled"
         and state.hypervisor_launch == "Auto"

@@ -134,8 +134,8 @@ class Obstacles:
     """What the owner of a host may have decided against us.
 
     `language_mode` is that of every runspace. `tasks_denied` refuses to register tasks (a policy
-    without the batch logon right). `restart_denied` refuses shutdown (a maintenance freeze).
-    `feature_failures` fails that many attempts to enable features with 0x800f0922 first.
+    without the batch logon right). `feature_failures` fails that many attempts to enable features
+    with 0x800f0922 first.
     `delays_s` is how long a cmdlet of that name takes before it does anything.
     """
 
@@ -144,7 +144,6 @@ class Obstacles:
     )
     code_integrity: Literal[0, 1, 2] = 0  # off, audit, enforced
     tasks_denied: bool = False
-    restart_denied: bool = False
     feature_failures: int = 0
     delays_s: dict[str, float] = field(default_factory=dict)
 
@@ -162,6 +161,10 @@ class HostState:
     memory: int = 32 * GIB
     memory_free: int = 28 * GIB
     hypervisor_present: bool = False
+    # A virtual machine names its maker; it sees a hypervisor whether or not one runs in it.
+    manufacturer: str = "lcowlab"
+    model: str = "Pretend Host"
+    inside_vm: bool = False
     hypervisor_launch: Literal["Auto", "Off"] = "Auto"
     processor: Processor = field(default_factory=Processor)
     disks: list[Disk] = field(default_factory=list)

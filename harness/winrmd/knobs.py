@@ -74,6 +74,11 @@ class Knobs:
         with self._lock:
             self._planned.append(_Planned(strike))
 
+    def forget(self) -> None:
+        """Let no trouble come any more."""
+        with self._lock:
+            self._planned.clear()
+
     def refuse_logons(self, times: int) -> None:
         """Answer 401 to the next right passwords, as a host does while its services start."""
         with self._lock:

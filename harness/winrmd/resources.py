@@ -91,6 +91,12 @@ class HostControl(Protocol):
     def restart_service(self, *, after_s: float = 0.0) -> None:
         """Restart the WinRM service alone: as `reboot`, in the same boot."""
 
+    def stop_service(self) -> None:
+        """Stop the WinRM service: the port is closed and every shell has ended on return."""
+
+    def start_service(self) -> None:
+        """Start the WinRM service if it is stopped: the port is open on return."""
+
     def power_off(self, *, after_s: float = 0.0) -> None:
         """Switch the host off: as `reboot`, but it stays off."""
 

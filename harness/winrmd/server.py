@@ -3,6 +3,7 @@
 ::
 
     off ──open──> up ──reboot / restart_service──> down ──reboot_down_s──> up
+                   └──stop_service──> down (start_service)
                    └──power_off──> off (power_on) ── close ──> closed
 
 While it is down the port is closed: clients see a refused connection. Shells and everything that
@@ -231,6 +232,19 @@ class WinRmServer:
     def restart_service(self, *, after_s: float = 0.0) -> None:
         """Restart the WinRM service: as `reboot`, in the same boot."""
         self._start_thread(self._turn, after_s, _Turn.SERVICE)
+
+    def stop_service(self) -> None:
+        """Stop the WinRM service: the port is closed and every shell has ended on return.
+
+        Whoever does that from within a shell ends with it.
+        """
+        if not self._closing.wait(self.config.knobs.shutdown_grace_s):
+            with self._turning:
+                self._go_down()
+
+    def start_service(self) -> None:
+        """Start the WinRM service if it is stopped: the port is open on return."""
+        self.power_on()
 
     def power_off(self, *, after_s: float = 0.0) -> None:
         """Switch the host off; `power_on` brings it back, in another boot."""

@@ -10,7 +10,9 @@
     any ── drain ──► quarantined (a busy one when it is released) ── reset ──► free
 
 Times are the host's uptime: nobody's clock is trusted. Each acquire, clean and reset raises the
-token, so that a holder from before is told apart.
+token, so that a holder from before is told apart. A holder that restarts the host itself says so
+before: its lease is carried over that one restart. What a holder left unfinished may be taken up
+again by who does the same work (`purpose`), dirty as it is.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ def main(parameters: dict[str, Any], source: IO[bytes], report: IO[bytes]) -> No
     with _locked(folder):
         file = folder / "lease.json"
         record = _load(file)
-        _age(record, parameters["boot"], parameters.get("uptime_s", time.monotonic()))
+        aged = _age(record, parameters["boot"], parameters.get("uptime_s", time.monotonic()))
         refused = _OPERATIONS[parameters["operation"]](record, parameters)
-        if not refused:
+        if aged or not refused:
             _write(file, record)
     report.write(json.dumps({**record, "refused": refused}).encode() + b"\n")
     report.flush()
@@ -73,6 +75,9 @@ def _load(file: pathlib.Path) -> dict[str, Any]:
         "cleanings": 0,
         "draining": False,
         "note": "",
+        "purpose": "",
+        "restart_ttl_s": 0.0,
+        "updates": None,
     }
     if file.exists():
         record.update(json.loads(file.read_bytes()))
@@ -88,16 +93,23 @@ def _write(file: pathlib.Path, record: dict[str, Any]) -> None:
     beside.replace(file)
 
 
-def _age(record: dict[str, Any], boot: str, uptime_s: float) -> None:
-    """Take note of what passed since the record was written."""
+def _age(record: dict[str, Any], boot: str, uptime_s: float) -> bool:
+    """Take note of what passed since the record was written; return whether that changed it."""
     record["now_s"] = uptime_s
     record["here"] = boot
     if record["state"] not in ("busy", "cleaning"):
-        return
+        return False
+    if record["boot"] != boot and record["restart_ttl_s"]:
+        # The restart that was announced: its holder has that long to come back.
+        record.update(boot=boot, until_s=uptime_s + record["restart_ttl_s"], restart_ttl_s=0.0)
+        return True
     if record["boot"] != boot:
         _ended(record, f"the host restarted under {record['owner']}")
-    elif uptime_s > record["until_s"]:
+        return True
+    if uptime_s > record["until_s"]:
         _ended(record, f"the lease of {record['owner']} ran out")
+        return True
+    return False
 
 
 def _ended(record: dict[str, Any], note: str) -> None:
@@ -117,13 +129,18 @@ def _take(record: dict[str, Any], parameters: dict[str, Any], state: str) -> Non
         boot=record["here"],
         until_s=record["now_s"] + parameters["ttl_s"],
         note="",
+        purpose=parameters.get("purpose", ""),
+        restart_ttl_s=0.0,
     )
 
 
 def _acquire(record: dict[str, Any], parameters: dict[str, Any]) -> str:
     if record["state"] == "busy" and record["nonce"] == parameters["nonce"]:
-        return ""  # the answer to the first try was lost
-    if record["state"] != "free" or record["draining"]:
+        # The answer to the first try was lost, or its controller died and was started again.
+        record["until_s"] = record["now_s"] + parameters["ttl_s"]
+        return ""
+    resumed = record["state"] == "dirty" and record["purpose"] == parameters.get("resumes", "-")
+    if not (record["state"] == "free" or resumed) or record["draining"]:
         return _why(record)
     record["cleanings"] = 0
     _take(record, parameters, "busy")
@@ -153,6 +170,22 @@ def _renew(record: dict[str, Any], parameters: dict[str, Any]) -> str:
     if record["token"] != parameters["token"] or record["state"] not in ("busy", "cleaning"):
         return f"lost: {_why(record)}"
     record["until_s"] = record["now_s"] + parameters["ttl_s"]
+    return ""
+
+
+def _restarting(record: dict[str, Any], parameters: dict[str, Any]) -> str:
+    refused = _renew(record, parameters)
+    if not refused:
+        record["restart_ttl_s"] = parameters["ttl_s"]
+    return refused
+
+
+def _remember(record: dict[str, Any], parameters: dict[str, Any]) -> str:
+    """Keep what is to be put back at the release; what a former holder left to do so is kept."""
+    if record["token"] != parameters["token"]:
+        return f"lost: {_why(record)}"
+    if record["updates"] is None or parameters["updates"] is None:
+        record["updates"] = parameters["updates"]
     return ""
 
 
@@ -196,6 +229,8 @@ _OPERATIONS = {
     "acquire": _acquire,
     "clean": _clean,
     "renew": _renew,
+    "restarting": _restarting,
+    "remember": _remember,
     "release": _release,
     "drain": _drain,
     "reset": _reset,

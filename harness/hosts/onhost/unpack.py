@@ -43,7 +43,9 @@ def main(parameters: dict[str, Any], source: IO[bytes], report: IO[bytes]) -> No
         shutil.rmtree(target)
     if not failed:
         beside = folder / "current.new"
-        beside.write_text(json.dumps({"path": str(target), "modules": modules}), "utf-8")
+        beside.write_text(
+            json.dumps({"name": target.name, "path": str(target), "modules": modules}), "utf-8"
+        )
         beside.replace(folder / "current.json")
     answer = {"state": state, "modules": modules, "failed": failed}
     report.write(json.dumps(answer).encode() + b"\n")

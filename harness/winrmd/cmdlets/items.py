@@ -92,14 +92,7 @@ def _get_item_property(call: Bound) -> Iterator[Output]:
         for name in names:
             spelled = _spelled(values, name)
             if spelled is None:
-                inner = registry_path(path).removeprefix("HKLM:\\")
-                raise CmdletError(
-                    f"Property {name} does not exist at path HKEY_LOCAL_MACHINE\\{inner}.",
-                    id=f"System.Management.Automation.PSArgumentException,{_RUN}{command}",
-                    category="InvalidArgument",
-                    reason="PSArgumentException",
-                    target=name,
-                )
+                raise _no_property(name, path, command)
             kind, data = values[spelled]
             shown[spelled] = bytes.fromhex(str(data)) if kind == "Binary" else data
         if not names:
@@ -123,6 +116,33 @@ def _set_item_property(call: Bound) -> Iterable[Output]:
             given = call.text("Type") if call.has("Type") else ""
             values[name] = _typed(call, given, values.get(name), call.raw("Value"))
     return ()
+
+
+def _remove_item_property(call: Bound) -> Iterable[Output]:
+    command = "RemoveItemPropertyCommand"
+    for path in call.texts("LiteralPath"):
+        with call.host.change() as state:
+            if not _is_registry(path) or not _exists(state, path):
+                raise _missing(path, command)
+            found = find_key(state, path)
+            values = state.registry[found].values if found else {}
+            for name in call.texts("Name"):
+                spelled = _spelled(values, name)
+                if spelled is None:
+                    raise _no_property(name, path, command)
+                del values[spelled]
+    return ()
+
+
+def _no_property(name: str, path: str, command: str) -> CmdletError:
+    inner = registry_path(path).removeprefix("HKLM:\\")
+    return CmdletError(
+        f"Property {name} does not exist at path HKEY_LOCAL_MACHINE\\{inner}.",
+        id=f"System.Management.Automation.PSArgumentException,{_RUN}{command}",
+        category="InvalidArgument",
+        reason="PSArgumentException",
+        target=name,
+    )
 
 
 def _typed(
@@ -359,6 +379,7 @@ CMDLETS: Final = (
         {"LiteralPath": "texts", "Name": "text", "Value": "scalar"},
         {"Type": "text"},
     ),
+    Cmdlet("Remove-ItemProperty", _remove_item_property, {"LiteralPath": "texts", "Name": "texts"}),
     Cmdlet("New-Item", _new_item, {"Path": "texts"}, {"ItemType": "text", "Force": "switch"}),
     Cmdlet("Set-Item", _set_item, {"LiteralPath": "texts", "Value": "scalar"}, {"Force": "switch"}),
     Cmdlet("Get-Acl", _get_acl, {"LiteralPath": "texts"}),

@@ -68,8 +68,7 @@ def _turn(
 ) -> tuple[Service, int]:
     """Return the service and 0, or the Win32 error of why it did not turn.
 
-    WinRM's port is closed and opened when it is started again, not from its stop on: an endpoint
-    can only restart its service as a whole.
+    Stopping WinRM ends every shell, that of who stops it too: only a task comes to start it again.
     """
     with machine.host.change() as state:
         service = _find(state, name)
@@ -78,8 +77,11 @@ def _turn(
         if service.status == wanted:
             return service, _ALREADY_RUNNING if wanted == "Running" else _NOT_ACTIVE
         service.status = wanted
-    if name.lower() == "winrm" and wanted == "Running":
-        machine.host.restart_winrm(after_s=0)
+    if name.lower() == "winrm":
+        if wanted == "Running":
+            machine.host.start_winrm()
+        else:
+            machine.host.stop_winrm()
     return service, 0
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from harness.winrmd.cmdlets import Machine
+from harness.winrmd.processes import JobEndedError
 from harness.winrmd.programs import Program, ProgramCall
 from harness.winrmd.tools.certutil import certutil
 from harness.winrmd.tools.console import Tool
@@ -39,6 +40,8 @@ def host_programs(machine: Machine) -> Mapping[str, Program]:
 def _program(machine: Machine, tool: Tool) -> Program:
     def run(call: ProgramCall) -> int:
         answer = tool(machine, call.argv[1:])
+        if call.job.ending.is_set():
+            raise JobEndedError("what it did ended its own shell")
         for descriptor, text in (
             (call.descriptors.stdout, answer.out),
             (call.descriptors.stderr, answer.err),

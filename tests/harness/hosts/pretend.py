@@ -31,7 +31,11 @@ class Pretend:
 
     machine: Machine
     knobs: Knobs
-    port: int
+    server: WinRmServer
+
+    @property
+    def port(self) -> int:
+        return self.server.port
 
     @property
     def host(self) -> PretendHost:
@@ -70,4 +74,4 @@ def pretend_host(
             users={"lab": CANARY}, root=opened.host.root, knobs=knobs, programs=opened.programs
         )
         with WinRmServer(config, resources=opened.resources) as server:
-            yield Pretend(opened.machine, knobs, server.port)
+            yield Pretend(opened.machine, knobs, server)

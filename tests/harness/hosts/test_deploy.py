@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -12,29 +10,18 @@ import pytest
 from harness.errors import ProvisionError, UsageError
 from harness.hosts.bundle import LIST, Bundle
 from harness.hosts.deploy import Deployed, deploy_wheels
+from harness.hosts.hostscripts import HostScripts
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 from tests.harness.hosts.pretend import pretend_host
+from tests.harness.hosts.supplies import native, write_zip
 
 ROOT = ProtectedRoot("C:\\ProgramData\\lcowlab")
 
 
 def wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for each, data in files.items():
-            archive.writestr(zipfile.ZipInfo(each), data)  # one date: the same bytes again
-    return path
-
-
-def native() -> Path:
-    """A real extension module of this interpreter, that stands alone."""
-    spec = importlib.util.find_spec("_cffi_backend")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin)
+    return write_zip(folder / f"{name}-1.0-py3-none-any.whl", files)
 
 
 def bundle(tmp_path: Path, name: str, version: bytes, *, extension: bytes) -> Bundle:
@@ -48,7 +35,7 @@ def deploy(winrm: WinRM, opened: Bundle) -> Deployed:
     return deploy_wheels(
         winrm,
         ROOT,
-        "python",
+        HostScripts(winrm, "python"),
         opened,
         deadline=Deadline.after(60),
         report=lambda _line: None,
@@ -82,6 +69,23 @@ def test_a_deployment_copies_what_changed_and_a_broken_one_leaves_the_former(
         current = json.loads((folder / "current.json").read_bytes())
         assert Path(current["path"]).name == second.name
         assert Path(current["path"], "ours", "__init__.py").read_bytes() == b"VERSION = 2"
+
+
+def test_a_part_that_is_given_takes_the_place_of_the_bundles(tmp_path: Path) -> None:
+    wheel(tmp_path / "w", "a", {"a.py": b""})
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.img").write_bytes(name.encode())
+    sources = {"wheels": tmp_path / "w", "boot": tmp_path / "old"}
+    opened = Bundle.create(tmp_path / "bundle", sources)
+    mixed = opened.with_part("boot", tmp_path / "new").with_part("image", tmp_path / "old/old.img")
+    assert [each.path for each in mixed.part("boot")] == ["boot/new.img"]
+    assert [mixed.local(each).read_bytes() for each in mixed.part("boot")] == [b"new"]
+    assert [mixed.local(each).read_bytes() for each in mixed.part("image")] == [b"old"]
+    (kept,) = mixed.part("wheels")
+    assert mixed.local(kept) == tmp_path / "bundle" / kept.path
+    with pytest.raises(UsageError, match="no files for image"):
+        opened.with_part("image", tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "added", "escaping"])

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from harness.errors import ProvisionError, UnprotectedRootError
-from harness.hosts.journal import Journal
 from harness.hosts.protectedroot import ProtectedRoot, judge_sddl
 from harness.hosts.provision import Provisioner
 from harness.hosts.restarts import RestartPatience
@@ -16,8 +15,7 @@ from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 from harness.winrmd.acl import Ace, Acl
 from harness.winrmd.hoststate import UPDATE_REBOOT_REQUIRED, HostState, RegistryKey
-from harness.winrmd.knobs import Strike, Trouble
-from tests.harness.hosts.pretend import CANARY, Pretend, pretend_host
+from tests.harness.hosts.pretend import Pretend, pretend_host
 
 ROOT = ProtectedRoot("C:\\ProgramData\\lcowlab")
 FAST = RestartPatience(timeout_s=30, sessions=3, interval_s=0.02, delay_s=0)
@@ -42,31 +40,6 @@ def assert_provisioned(pretend: Pretend) -> None:
     assert state.power_scheme == "8c5e7fda-e8bf-4a96-9a85-a6e23a8c635c"
     assert state.event_log_sizes["System"] == 64 << 20
     assert judge_sddl(pretend.host.acl(ROOT.path).sddl) == ("S-1-5-32-544", "")
-
-
-def test_two_restarts_and_then_nothing_left_to_do(tmp_path: Path) -> None:
-    with (
-        pretend_host(tmp_path / "host", change=updates_wait) as pretend,
-        pretend.connect() as winrm,
-    ):
-        first = provisioner(pretend, winrm).apply()
-        assert first.restarts == 2
-        assert_provisioned(pretend)
-        boots = pretend.host.read().boots
-        second = provisioner(pretend, winrm).apply()
-        assert (second.ran, second.restarts) == ([], 0)
-        assert pretend.host.read().boots == boots == 3
-        entries = Journal(ROOT, "provision").read(winrm, deadline=Deadline.after(10))
-        began = [each.details["step"] for each in entries if each.event == "change"]
-        assert began == [each.details["step"] for each in entries if each.event == "changed"]
-        assert "features" in began
-        assert [each.event for each in entries].count("restart") == 1  # the first had no root yet
-    found = [
-        file
-        for file in tmp_path.rglob("*")
-        if file.is_file() and CANARY.encode() in file.read_bytes()
-    ]
-    assert found == []
 
 
 def test_a_plan_changes_nothing_and_prints_what_then_runs(tmp_path: Path) -> None:
@@ -101,21 +74,6 @@ def test_a_controller_that_dies_while_the_host_restarts_is_followed_by_another(
         assert not any("Enable-WindowsOptionalFeature" in text for text in rest.ran)
         assert rest.restarts == 1
         assert_provisioned(pretend)
-
-
-@pytest.mark.parametrize(
-    ("trouble", "nth"),
-    [(Trouble.DROP_AFTER, 12), (Trouble.DROP_BEFORE, 40)],
-)
-def test_dropped_connections_leave_nothing_half_done(
-    tmp_path: Path, trouble: Trouble, nth: int
-) -> None:
-    with pretend_host(tmp_path / "host") as pretend, pretend.connect() as winrm:
-        pretend.knobs.plan(Strike(trouble, "Command", nth=nth))
-        pretend.knobs.plan(Strike(trouble, "Receive", nth=nth + 1))
-        provisioner(pretend, winrm).apply()
-        assert_provisioned(pretend)
-        assert not provisioner(pretend, winrm).apply().changed
 
 
 def test_a_folder_that_waited_under_our_name_is_not_trusted(tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ class Endpoint:
     def restart_service(self, *, after_s: float = 0.0) -> None:
         self.restarts.append(f"service {after_s}")
 
+    def stop_service(self) -> None:
+        self.restarts.append("stop")
+
+    def start_service(self) -> None:
+        self.restarts.append("start")
+
     def power_off(self, *, after_s: float = 0.0) -> None:
         self.restarts.append(f"off {after_s}")
 
