@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from snapshotter.compression import open_stream
+from snapshotter.compression import gains_from_a_thread, open_stream
 from snapshotter.errors import DigestMismatchError, InvalidArgumentError, LayerError
 from snapshotter.ext4.format import BLOCK_SIZE
 from snapshotter.ext4.hashing import HashedChunks
@@ -75,7 +75,7 @@ def convert_layer(
 ) -> ConvertedLayer:
     """Write the layer in `stream` to `target` and return what it is.
 
-    `stream` is read to its end, by a thread of its own with `read_ahead`: that is for streams
+    `stream` is read to its end, with `read_ahead` by a thread where that gains: for streams
     whose reads never wait for anybody, or which `cancel` makes fail, from any thread; and the
     default for those that can seek. `progress` is told
     the uncompressed bytes so far. `durable` means that it survives a power cut from then on. Where
@@ -86,8 +86,10 @@ def convert_layer(
     limits = limits or ConversionLimits()
     with ImageFile.create(target, durable=durable) as image:
         conversion = _Conversion(image, limits, checksums=checksums, verity=verity)
-        ahead = stream.seekable() if read_ahead is None else read_ahead
-        result = conversion.run(open_stream(stream), progress, ahead=ahead, cancel=cancel)
+        opened = open_stream(stream)
+        may = stream.seekable() if read_ahead is None else read_ahead
+        ahead = may and gains_from_a_thread(opened)
+        result = conversion.run(opened, progress, ahead=ahead, cancel=cancel)
         if diff_id is not None and result.diff_id != diff_id:
             raise DigestMismatchError(
                 "uncompressed layer tar", expected=diff_id, actual=result.diff_id

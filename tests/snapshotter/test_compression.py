@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapshotter.compression import open_stream
+from snapshotter.compression import gains_from_a_thread, open_stream
 from snapshotter.errors import LayerError
 
 CONTENT = random.Random(7).randbytes(300_000) + bytes(400_000) + b"the end"
@@ -46,6 +46,13 @@ def zstd(data: bytes, *, checksum: bool = False, size: bool = True) -> bytes:
 )
 def test_every_form_of_a_layer_reads_the_same(raw: bytes) -> None:
     assert decompressed(raw) == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("raw", "gains"), [(gzip.compress(CONTENT, 1), True), (zstd(CONTENT), False), (CONTENT, False)]
+)
+def test_gzip_alone_is_worth_a_thread(raw: bytes, *, gains: bool) -> None:
+    assert gains_from_a_thread(open_stream(io.BytesIO(raw))) == gains
 
 
 @pytest.mark.parametrize("raw", [b"", b"x", b"\x28\xb5", b"ustar"])
