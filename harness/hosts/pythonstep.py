@@ -29,7 +29,7 @@ from harness.remote.winrm import WinRM
 
 ON_PATH = "python"
 _FULL = (
-    "give a full layout with --python-layout (the .nupkg of python from nuget.org, or its folder), "
+    "give a full layout with --python-layout (the .nupkg of the NuGet package python, or its folder), "
     "a bundle that has one, or the path of one on the host with --python"
 )
 
@@ -112,7 +112,7 @@ class BringPython:
             return
         former = installed_python(winrm, self.root, deadline=deadline)
         if former is not None and describe_python(winrm, former.path, deadline=deadline):
-            HostFiles(winrm, former.path, self.root.path).put(
+            HostFiles.every_way(winrm, former.path, self.root.path).put(
                 self.layout.archive, destination, deadline=deadline
             )
         else:
