@@ -1,7 +1,7 @@
 """A CPython for hosts: a full layout for Windows on x64, as a zip, looked at before it is sent.
 
-A full layout has `python.exe`, its DLL, `Lib` and `DLLs`: what python.org's package on nuget.org
-holds (a .nupkg is a zip), and what its installer leaves in a folder. The embeddable zip is another
+A full layout has `python.exe`, its DLL, `Lib` and `DLLs`: what the NuGet package `python` holds (a
+.nupkg is a zip), and what the installer leaves in a folder. The embeddable zip is another
 thing: its `._pth` file switches PYTHON* variables, `site` and `-I`'s rules off and fixes sys.path,
 so that nothing can be added to it.
 """
@@ -22,8 +22,8 @@ _DLL: Final = re.compile(r"python(3)(\d{2})\.dll")
 _X64: Final = 0x8664  # IMAGE_FILE_MACHINE_AMD64
 _MACHINES: Final = {0x14C: "32-bit x86", 0xAA64: "ARM64"}
 _HOW: Final = (
-    "take the package python from nuget.org (python.X.Y.Z.nupkg), or the folder that the installer "
-    "of python.org makes"
+    "take the NuGet package python (python.X.Y.Z.nupkg), or the folder that the installer of "
+    "python.org makes"
 )
 _DATE: Final = (1980, 1, 1, 0, 0, 0)  # the first of a zip: one folder gives one archive
 

@@ -29,7 +29,7 @@ from harness.remote.winrm import WinRM
 
 ON_PATH = "python"
 _FULL = (
-    "give a full layout with --python-layout (the .nupkg of the NuGet package python, or its folder), "
+    "give a full layout with --python-layout (the NuGet package python, a .nupkg, or its folder), "
     "a bundle that has one, or the path of one on the host with --python"
 )
 

@@ -62,7 +62,7 @@ def test_what_will_not_do_is_refused_before_it_is_sent(
 ) -> None:
     with pytest.raises(UsageError, match=said) as refused:
         open_layout(write_zip(tmp_path / "p.zip", files), tmp_path)
-    assert "nuget.org" in str(refused.value) or "leads out" in said
+    assert "NuGet" in str(refused.value) or "leads out" in said
 
 
 def test_an_installer_is_refused_with_what_to_take_instead(tmp_path: Path) -> None:
