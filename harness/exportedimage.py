@@ -15,23 +15,24 @@ from typing import Any, Final
 
 from harness.errors import ImageBuildError
 from harness.image.build import UvmImage
+from harness.image.rootdisk import RootDisk
 
 VARIABLE: Final = "LCOWLAB_IMAGE"
 _LIST: Final = "image.json"
 _FORMAT: Final = "lcowlab.uvm-image/1"
 _DEMO: Final = "demo.tar"
+_ROOT: Final = ("root.vhd", "bootstrap.cpio")
 _FILES: Final = {
     "vmlinux": "vmlinux",
     "bzimage": "bzimage",
     "initrd": "initrd.cpio",
-    "root_disk": "root.vhd",
-    "bootstrap": "bootstrap.cpio",
     "spdx": "image.spdx.json",
 }
+_NAMES: Final = frozenset({*_FILES.values(), *_ROOT, _DEMO})
 
 
-def export_image(image: UvmImage, demo: Path, folder: Path) -> None:
-    """Copy an image and a demo archive into `folder`; its list is written last.
+def export_image(image: UvmImage, root: RootDisk, demo: Path, folder: Path) -> None:
+    """Copy an image, its `root` as a disk and a demo archive to `folder`; its list is written last.
 
     Raises ImageBuildError.
     """
@@ -40,12 +41,13 @@ def export_image(image: UvmImage, demo: Path, folder: Path) -> None:
         (folder / _LIST).unlink(missing_ok=True)
         for part, name in _FILES.items():
             shutil.copyfile(getattr(image, part), folder / name)
-        shutil.copyfile(demo, folder / _DEMO)
+        for source, name in ((root.disk, _ROOT[0]), (root.bootstrap, _ROOT[1]), (demo, _DEMO)):
+            shutil.copyfile(source, folder / name)
         listed = {
             "format": _FORMAT,
             "key": image.key,
             "kernel_version": image.kernel_version,
-            "sha256": {name: _sha256(folder / name) for name in (*_FILES.values(), _DEMO)},
+            "sha256": {name: _sha256(folder / name) for name in sorted(_NAMES)},
         }
         (folder / _LIST).write_text(json.dumps(listed, indent=2) + "\n", "utf-8")
     except OSError as error:
@@ -69,6 +71,11 @@ def open_image(folder: Path) -> UvmImage:
     )
 
 
+def root_in(folder: Path) -> RootDisk:
+    """Return the root file system of an exported image as a disk."""
+    return RootDisk(*(folder / name for name in _ROOT))
+
+
 def demo_in(folder: Path) -> Path:
     """Return the demo archive of an exported image."""
     return folder / _DEMO
@@ -82,8 +89,7 @@ def _read_list(folder: Path) -> dict[str, Any]:
             f"there is no utility VM image in {folder} ({error}): on a Linux machine, "
             "`lcowlab uvm build --export DIR` writes one"
         ) from error
-    names = {*_FILES.values(), _DEMO}
-    if listed.get("format") != _FORMAT or set(listed.get("sha256", {})) != names:
+    if listed.get("format") != _FORMAT or set(listed.get("sha256", {})) != _NAMES:
         raise ImageBuildError(f"{folder / _LIST} is of another version: export the image again")
     return listed
 

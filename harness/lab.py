@@ -30,7 +30,7 @@ from harness.errors import (
     LeakError,
     UsageError,
 )
-from harness.exportedimage import VARIABLE, demo_in, open_image
+from harness.exportedimage import VARIABLE, demo_in, open_image, root_in
 from harness.faults import FaultPlan
 from harness.faults.guest import faulty_connection
 from harness.faults.service import FaultyComputeService
@@ -44,7 +44,7 @@ from harness.hosts.onhost.agent import identity
 from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
 from harness.image.flavour import Flavour
-from harness.image.rootdisk import ensure_root_disk
+from harness.image.rootdisk import RootDisk, ensure_root_disk
 from harness.machinekind import STANDARD_MACHINE, MachineKind, RootSource
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
@@ -273,6 +273,11 @@ class Lab:
                 "`lcowlab run native-disks` compares every kind"
             )
 
+    def _root_disk(self, image: UvmImage) -> RootDisk:
+        if self.config.image is not None:
+            return root_in(self.config.image)
+        return ensure_root_disk(image, progress=self._progress)
+
     def demo_image(self) -> ImportedImage:
         """Return the demo image, made and imported at the first call."""
         return self.import_image(self.demo_archive())
@@ -296,7 +301,7 @@ class Lab:
             image = self._uvm_image(kind.flavour)
             kernel, initrd = str(image.vmlinux), str(image.initrd)
             if kind.root is RootSource.DISK:
-                made = ensure_root_disk(image, progress=self._progress)
+                made = self._root_disk(image)
                 initrd, root_disk = str(made.bootstrap), str(made.disk)
         elif kind.root is RootSource.DISK:
             root_disk = str(self._model_root_disk())

@@ -26,6 +26,7 @@ from harness.hcs.windowshost import this_windows
 from harness.image.build import ensure_image
 from harness.image.demo import ensure_demo_image
 from harness.image.flavour import Flavour
+from harness.image.rootdisk import ensure_root_disk
 from harness.lab import OWNER, Lab, LabConfig
 from harness.processes import GuestProcess
 from harness.qemu.kvm import AcceleratorChoice
@@ -60,15 +61,19 @@ def build(
     if (kernel is None) != (modules is None):
         raise UsageError("--kernel and --modules go together: the modules must fit the kernel")
     console = Console(stderr=True)
+
+    def tell(text: str) -> None:
+        console.print(f"[dim]{text}[/dim]")
+
     image = ensure_image(
-        progress=lambda text: console.print(f"[dim]{text}[/dim]"),
+        progress=tell,
         flavour=flavour,
         kernel=kernel,
         modules=modules,
     )
     if export is not None:
-        demo = ensure_demo_image(progress=lambda text: console.print(f"[dim]{text}[/dim]"))
-        export_image(image, demo, export)
+        root = ensure_root_disk(image, progress=tell)
+        export_image(image, root, ensure_demo_image(progress=tell), export)
     facts = {
         "schema": "lcowlab.image/1",
         "key": image.key,

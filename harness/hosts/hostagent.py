@@ -151,11 +151,12 @@ class HostAgent:
     ) -> dict[str, Any]:
         """Return the one report of a script of ours that the agent's user runs, once.
 
-        It gets `parameters`, the protected `root` and the agent's `user`. Raises RemoteError.
+        It gets `parameters`, the protected `root` and the agent's `user`, and may import what is
+        installed there. Raises RemoteError.
         """
         who = self.identity(deadline=deadline)
         done = self.run(
-            python_argv(who["executable"]),
+            python_argv(who["executable"], packages=True),
             stdin=script_input(
                 script_source(name), {**parameters, "root": who["root"], "user": who["user"]}
             ),

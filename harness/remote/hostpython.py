@@ -32,17 +32,21 @@ main(_parameters, _read, sys.stdout.buffer)
 """
 
 
-def python_argv(python: str, paths: Mapping[str, str] | None = None) -> tuple[str, ...]:
+def python_argv(
+    python: str, paths: Mapping[str, str] | None = None, *, packages: bool = False
+) -> tuple[str, ...]:
     """Return the argv that runs what `script_input` gives it.
 
     `paths` are parameters as well: paths of the host stay visible in the argv, where a pretend
     host finds them and knows what they mean on its disk.
 
     Isolated (-I): no user site, no PYTHON* variables; UTF-8 whatever the code page; unbuffered.
-    Without `site` (-S): our scripts import the standard library alone, and it starts sooner.
+    Without `packages` there is no `site` (-S): scripts import the standard library alone, and it
+    starts sooner.
     """
     named = (f"{name}={path}" for name, path in (paths or {}).items())
-    return (python, "-I", "-S", "-u", "-X", "utf8", "-c", BOOTSTRAP, *named)
+    site = () if packages else ("-S",)
+    return (python, "-I", *site, "-u", "-X", "utf8", "-c", BOOTSTRAP, *named)
 
 
 def load_script(name: str) -> str:

@@ -19,6 +19,7 @@ from harness.exportedimage import export_image, open_image
 from harness.hcs.windowshost import WindowsHost
 from harness.image.build import UvmImage
 from harness.image.demo import ensure_demo_image
+from harness.image.rootdisk import RootDisk
 from harness.lab import Lab, LabConfig
 from harness.model.rootdisk import write_root_disk
 from harness.report.events import Outcome
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
 def image(tmp_path: Path) -> Path:
     """An exported image whose kernel nobody will boot: the stand-in's guests are in process."""
     parts = {}
-    for name in ("vmlinux", "bzimage", "initrd", "bootstrap", "spdx"):
+    for name in ("vmlinux", "bzimage", "initrd", "spdx"):
         parts[name] = tmp_path / name
         parts[name].write_bytes(name.encode())
-    parts["root_disk"] = tmp_path / "root_disk"
-    write_root_disk(parts["root_disk"])
+    root = RootDisk(tmp_path / "root.vhd", tmp_path / "initrd")
+    write_root_disk(root.disk)
     folder = tmp_path / "image"
     made = UvmImage(**parts, kernel_version="6.1.0-stand-in", key="k")
-    export_image(made, ensure_demo_image(), folder)
+    export_image(made, root, ensure_demo_image(), folder)
     return folder
 
 

@@ -67,7 +67,7 @@ def test_what_will_not_do_is_refused_before_it_is_sent(
 
 def test_an_installer_is_refused_with_what_to_take_instead(tmp_path: Path) -> None:
     (tmp_path / "python-3.13-amd64.exe").write_bytes(program())
-    with pytest.raises(UsageError, match=r"neither a zip nor a folder.*nuget\.org"):
+    with pytest.raises(UsageError, match=r"neither a zip nor a folder.*NuGet"):
         open_layout(tmp_path / "python-3.13-amd64.exe", tmp_path)
 
 

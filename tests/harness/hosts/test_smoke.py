@@ -20,6 +20,7 @@ from harness.hosts.steps import Look, Options, State
 from harness.hosts.systemsteps import Root
 from harness.image.build import ensure_image
 from harness.image.demo import ensure_demo_image
+from harness.image.rootdisk import ensure_root_disk
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 from tests.harness.hosts.pretend import Pretend, pretend_host
@@ -114,7 +115,7 @@ def test_the_image_that_was_pushed_is_the_one_that_is_proved(tmp_path: Path) -> 
         outcome = provisioner(winrm, "off").apply()
         assert outcome.proofs == {}
         pushed = pretend.host.local_path(ROOT.inside("bundle", "image"))
-        export_image(image, ensure_demo_image(), pushed)
+        export_image(image, ensure_root_disk(image), ensure_demo_image(), pushed)
         assert f"ran as {SYSTEM} (backend qemu" in proof(provisioner(winrm, "qemu").apply())
         evidence = json.loads(evidence_file(pretend).read_bytes())
         assert evidence["key"]["image"] == evidence["environment"]["image"] == image.key

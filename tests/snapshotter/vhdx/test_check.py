@@ -196,11 +196,11 @@ def test_no_damage_makes_check_or_repair_fail(
     if not any(not finding.repairable for finding in findings):
         assert outcome.left == ()
         with VhdxDisk.load_writable(file) as disk:
-            disk.write_at(0, b"x")
+            disk.write_at(0, b"x"[: disk.size])  # a disk of no bytes is a sound one
     else:
         try:
             with VhdxDisk.load_writable(file) as disk:
-                disk.write_at(0, b"x")
+                disk.write_at(0, b"x"[: disk.size])
                 disk.trim(0, disk.size)
         except VhdxError:
             pass
