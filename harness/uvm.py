@@ -55,6 +55,7 @@ _POWER_OFF_TIMEOUT_S = 5.0
 _LOG_LINES = 500
 _DYING_S = 2.0
 _EVENT_POLL_S = 60.0
+_REPORT_S = 2.0  # how long the report of a system's end may come after its streams end
 
 
 class GuestLog(threading.Thread):
@@ -165,6 +166,13 @@ class _EventWatch(threading.Thread):
         self._system_id = system_id
         self._guest = guest
         self._pauses: list[str] = []
+        self._ended = threading.Event()
+        self._crash: SystemExitedError | None = None
+
+    def why_ended(self) -> SystemExitedError | None:
+        """Return the crash that ended the system, None for another end; waits a moment."""
+        self._ended.wait(_REPORT_S)
+        return self._crash
 
     @property
     def pauses(self) -> tuple[str, ...]:
@@ -173,6 +181,12 @@ class _EventWatch(threading.Thread):
 
     def run(self) -> None:
         """Watch until the system is closed."""
+        try:
+            self._follow()
+        finally:
+            self._ended.set()
+
+    def _follow(self) -> None:
         cursor = 0
         with contextlib.suppress(ComputeServiceError):  # closed
             while True:
@@ -189,7 +203,8 @@ class _EventWatch(threading.Thread):
             case EventType.CRASHED:
                 # Whoever waits for an answer gets to know why none comes.
                 reason = str(event.data.get("Message", "the guest crashed"))
-                self._guest.bridge.kill(SystemExitedError(reason))
+                self._crash = SystemExitedError(reason)
+                self._guest.bridge.kill(self._crash)
                 return False
             case EventType.EXITED:
                 return False
@@ -239,6 +254,7 @@ class UtilityVm:
         self._closed = False
         self._killed = False
         self._watch = _EventWatch(service, system_id, guest)
+        guest.bridge.explain_end(self._watch.why_ended)
         self._watch.start()
 
     @classmethod

@@ -37,6 +37,10 @@ class FaultyBridge:
         """Whether the bridge is closed."""
         return self._bridge.closed
 
+    def explain_end(self, why_gone: Callable[[], Exception | None]) -> None:
+        """See `Bridge.explain_end`."""
+        self._bridge.explain_end(why_gone)
+
     def send(
         self,
         request: Request,

@@ -19,7 +19,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from harness.errors import BridgeClosedError, GuestError, ProtocolError
@@ -102,6 +102,7 @@ class Bridge:
         self._socket = connected
         self._lock = threading.Condition()
         self._cause: Exception | None = None
+        self._why_gone: Callable[[], Exception | None] = lambda: None
         self._closed = False
         self._next_id = 0
         self._pending: dict[int, PendingCall] = {}
@@ -142,6 +143,14 @@ class Bridge:
     def kill(self, cause: Exception) -> None:
         """Close the bridge for a reason that everybody who waits gets to know."""
         self._shut(cause)
+
+    def explain_end(self, why_gone: Callable[[], Exception | None]) -> None:
+        """Have `why_gone` asked, once, when the guest's end closes by itself.
+
+        The stream's end may overtake the report of what ended the guest. Whoever waits is told
+        what `why_gone` returns, when it returns; it must not take long.
+        """
+        self._why_gone = why_gone
 
     def closed_error(self) -> BridgeClosedError:
         """Return the error of a closed bridge, with its cause chained."""
@@ -216,13 +225,14 @@ class Bridge:
                 for frame in decoder.feed(data):
                     self._take(frame)
             end = "the guest is gone" if decoder.at_boundary else "the guest went inside a message"
-            self._shut(ConnectionResetError(end))
+            self._shut(self._why_gone() or ConnectionResetError(end))
         except FrameError as error:
             self._shut(ProtocolError(str(error)))
         except MessageError as error:
             self._shut(ProtocolError(f"the guest sent what cannot be decoded: {error}"))
         except ConnectionError as error:
-            self._shut(ConnectionResetError(f"the guest is gone: {error.strerror}"))
+            end = f"the guest is gone: {error.strerror}"
+            self._shut(self._why_gone() or ConnectionResetError(end))
         except (ProtocolError, OSError) as error:
             self._shut(error)
 
@@ -262,6 +272,8 @@ class Bridge:
         while (data := self._outgoing.get()) is not None:
             try:
                 self._socket.sendall(data)
+            except ConnectionError:
+                return  # the reader finds the end, too, and why
             except OSError as error:
                 self._shut(error)
                 return

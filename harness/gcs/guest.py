@@ -7,7 +7,7 @@ closed or closes meanwhile. `None` as a container id means the utility VM itself
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 from harness.errors import GuestError, ProtocolError
@@ -77,6 +77,10 @@ class GuestBridge(Protocol):
 
     def kill(self, cause: Exception) -> None:
         """Close the bridge for a reason that everybody who waits gets to know."""
+        ...
+
+    def explain_end(self, why_gone: Callable[[], Exception | None]) -> None:
+        """Have `why_gone` asked, once, when the guest's end closes by itself."""
         ...
 
     def send(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.errors import BridgeClosedError, GuestError, ProtocolError
+from harness.errors import BridgeClosedError, GuestError, ProtocolError, SystemExitedError
 from harness.gcs.bridge import Bridge
 from harness.gcs.codec import Frame, FrameDecoder, encode_body, encode_frame
 from harness.gcs.guest import GuestClient
@@ -143,6 +143,17 @@ def test_the_guests_death_releases_every_waiter(ends: tuple[Bridge, PlayedGuest]
         thread.join(5)
     assert len(failures) == 4
     assert all("the guest is gone" in str(error) for error in failures)
+
+
+def test_waiters_are_told_what_ended_the_guest_where_somebody_knows(
+    ends: tuple[Bridge, PlayedGuest],
+) -> None:
+    bridge, guest = ends
+    bridge.explain_end(lambda: SystemExitedError("Kernel panic"))
+    call = bridge.send(Request.WAIT_FOR_PROCESS, timeout_s=None)
+    guest.socket.close()
+    with pytest.raises(BridgeClosedError, match="Kernel panic"):
+        call.result()
 
 
 def test_closing_releases_a_waiter_and_may_be_repeated(ends: tuple[Bridge, PlayedGuest]) -> None:

@@ -58,7 +58,10 @@ def test_the_end_tells_each_failure_again_with_what_to_do_next(result: RunResult
     ]
 
 
-def test_on_a_terminal_the_step_under_way_is_shown_with_its_time(result: RunResult) -> None:
+def test_on_a_terminal_the_step_under_way_is_shown_with_its_time(
+    result: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one shows no line that changes
     stream = io.StringIO()
     now = 100.0
     view = LiveView(
