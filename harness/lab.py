@@ -213,9 +213,14 @@ class Lab:
         return self._uvm_image(Flavour.STANDARD)
 
     def _uvm_image(self, flavour: Flavour) -> UvmImage:
-        """Return the image of a flavour, built at its first use. Raises as `ensure_image`."""
+        """Return the image of a flavour, built at its first use. Raises as `ensure_image`.
+
+        An exported image serves for each: what its flavour lacks, its guests refuse.
+        """
         if not self._uvm_images:
             raise UsageError(f"backend {self.backend} boots no image")
+        if self.config.image is not None:
+            flavour = Flavour.STANDARD
         if flavour not in self._uvm_images:
             self._uvm_images[flavour] = ensure_image(progress=self._progress, flavour=flavour)
         return self._uvm_images[flavour]
