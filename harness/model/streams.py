@@ -85,12 +85,13 @@ class ModelPorts:
             _discard(listener, path)
         taken.setblocking(True)
         with self._lock:
+            if self._gone:
+                taken.close()
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "the system has stopped")
             self._taken = [each for each in self._taken if each.fileno() >= 0]
             self._taken.append(taken)
             if port == LOG_PORT:
                 self._log = taken
-            if self._gone:
-                _cut(taken)
         return taken
 
     def close(self) -> None:
