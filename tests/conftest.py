@@ -1,7 +1,8 @@
-"""Shared by all tests: one hypothesis profile without deadlines (emulation is slow)."""
+"""Shared by all tests: one hypothesis profile without deadlines (emulation is slow), and Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,11 @@ from harness.scrubber import KNOWN
 
 settings.register_profile("lcowlab", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lcowlab")
+
+# A shell without job control starts what is in its background with Ctrl-C ignored, and every
+# process below inherits that: the commands under test could not be interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
