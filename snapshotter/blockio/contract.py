@@ -8,7 +8,10 @@ formatted disk of any size can be handed from the file-system code to an image w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+LARGEST_FILE: Final = 2**63 - 1
+"""No file of Linux or Windows is longer: offsets are signed there."""
 
 
 class BlockReader(Protocol):
@@ -20,7 +23,10 @@ class BlockReader(Protocol):
         ...
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset`; fewer only where the end is reached."""
+        """Return `length` bytes from `offset`; fewer only where the end is reached.
+
+        No offset is too large to ask for: damaged structures name places that no file reaches to.
+        """
         ...
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Protocol, Self, cast
 
 from snapshotter.blockio import lock
+from snapshotter.blockio.contract import LARGEST_FILE
 from snapshotter.errors import UnavailableError
 from snapshotter.units import MIB
 
@@ -85,14 +86,18 @@ class PosixBlockFile:
                 if not more:
                     break
                 data += more
-        except OSError as error:
-            raise UnavailableError(f"cannot read {self.path}: {error.strerror}") from error
+        except (OSError, OverflowError) as error:
+            if offset + length > LARGEST_FILE:
+                return b""
+            raise UnavailableError(f"cannot read {self.path}: {_reason(error)}") from error
         return data
 
     def read_into(self, offset: int, buffers: Sequence[bytearray | memoryview]) -> int:
         """Fill `buffers` from `offset` in one go (preadv); return how many bytes there were."""
         done = 0
         pending = [memoryview(buffer) for buffer in buffers]
+        if offset + sum(map(len, pending)) > LARGEST_FILE:
+            return 0
         with self._explained("read"):
             while pending:
                 count = os.preadv(self._descriptor, pending[:_MOST_BUFFERS], offset + done)
@@ -110,8 +115,9 @@ class PosixBlockFile:
                 view = memoryview(data)
                 while written < len(view):
                     written += os.pwrite(self._descriptor, view[written:], offset + written)
-        except OSError as error:  # not _explained: a context costs as much as a short write
-            raise UnavailableError(f"cannot write {self.path}: {error.strerror}") from error
+        # Not _explained: a context costs as much as a short write.
+        except (OSError, OverflowError) as error:
+            raise UnavailableError(f"cannot write {self.path}: {_reason(error)}") from error
 
     def write_from(self, offset: int, buffers: Sequence[bytes | bytearray | memoryview]) -> None:
         """Write `buffers` one behind the other at `offset` (pwritev). Raises UnavailableError."""
@@ -195,8 +201,12 @@ class PosixBlockFile:
             if self._descriptor < 0:  # fsync(-1) would be a ValueError
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             yield
-        except OSError as error:
-            raise UnavailableError(f"cannot {verb} {self.path}: {error.strerror}") from error
+        except (OSError, OverflowError) as error:
+            raise UnavailableError(f"cannot {verb} {self.path}: {_reason(error)}") from error
+
+
+def _reason(error: OSError | OverflowError) -> str:
+    return "no file is so long" if isinstance(error, OverflowError) else str(error.strerror)
 
 
 def _rest(pending: list[memoryview], count: int) -> list[memoryview]:

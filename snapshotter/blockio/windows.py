@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, Self
 
+from snapshotter.blockio.contract import LARGEST_FILE
 from snapshotter.errors import FailedPreconditionError, UnavailableError
 from snapshotter.units import MIB
 
@@ -232,6 +233,8 @@ class WindowsBlockFile:
     def write_at(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data` at `offset`. Raises UnavailableError (disk full, I/O error)."""
         view = memoryview(data)
+        if offset + len(view) > LARGEST_FILE:
+            raise UnavailableError(f"cannot write {self.path}: no file is so long")
         while view:
             part = bytes(view[:_MOST_BYTES])
             done = ctypes.c_uint32()
@@ -317,6 +320,8 @@ class WindowsBlockFile:
         return self._handle
 
     def _read(self, offset: int, view: memoryview) -> int:
+        if offset + len(view) > LARGEST_FILE:
+            return 0
         buffer = (ctypes.c_char * len(view)).from_buffer(view)
         done = ctypes.c_uint32()
         if self._kernel32.ReadFile(

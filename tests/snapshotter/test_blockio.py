@@ -57,6 +57,20 @@ def test_reads_end_with_the_file(open_file: Open, path: Path) -> None:
         assert file.read_at(3, 0) == b""
 
 
+@pytest.mark.parametrize("offset", [2**63 - 1, 2**63, 2**64 - MIB, 2**64, 2**70])
+def test_no_file_reaches_an_offset_that_the_system_cannot_express(
+    open_file: Open, path: Path, offset: int
+) -> None:
+    with open_file(path, writable=True) as file:
+        assert file.read_at(offset, 5) == b""
+        assert file.read_into(offset, [bytearray(5)]) == 0
+        with pytest.raises(UnavailableError, match="cannot write"):
+            file.write_at(offset, b"x")
+        with pytest.raises(UnavailableError, match="cannot write"):
+            file.write_from(offset, [b"x"])
+    assert path.read_bytes() == b"0123456789"
+
+
 def test_a_reader_cannot_write(open_file: Open, path: Path) -> None:
     with open_file(path) as file, pytest.raises((UnavailableError, AssertionError)):
         file.write_at(0, b"x")

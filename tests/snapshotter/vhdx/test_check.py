@@ -145,10 +145,11 @@ def test_every_bad_entry_is_found_up_to_a_limit() -> None:
     assert len(check_vhdx(large)) == MAX_FINDINGS
 
 
-def test_a_log_outside_the_file_cannot_be_repaired() -> None:
+@pytest.mark.parametrize("offset", [1 << 62, 1 << 63, (1 << 64) - MIB])
+def test_a_log_outside_the_file_cannot_be_repaired(offset: int) -> None:
     file = sample()
     for at in (64 * KIB, 128 * KIB):
-        file.write_at(at + 72, struct.pack("<Q", 1 << 62))
+        file.write_at(at + 72, struct.pack("<Q", offset))
         file.reseal(at, 4096)
     findings = check_vhdx(file)
     assert [(finding.structure, finding.repairable) for finding in findings] == [("log", False)]
