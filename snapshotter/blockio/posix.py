@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import struct
 import sys
 from collections.abc import Iterator, Sequence
@@ -71,9 +72,12 @@ class PosixBlockFile:
 
     @property
     def size(self) -> int:
-        """Length in bytes."""
+        """Length in bytes, of a block device too."""
         with self._explained("ask the size of"):
-            return os.fstat(self._descriptor).st_size
+            found = os.fstat(self._descriptor)
+            if stat.S_ISBLK(found.st_mode):
+                return os.lseek(self._descriptor, 0, os.SEEK_END)
+            return found.st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`; fewer only at the end. Raises UnavailableError."""

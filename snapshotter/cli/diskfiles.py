@@ -7,15 +7,18 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from snapshotter.cli.output import JsonOption, operation, print_document, print_table
+from snapshotter.cli.output import JsonOption, operation, print_document, print_table, printable
 
 if TYPE_CHECKING:
     from snapshotter.ext4.reader import Ext4
+
+_EPOCH: Final = datetime(1970, 1, 1)
 
 DiskArgument = Annotated[
     Path,
@@ -28,14 +31,14 @@ def list_(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A directory or file in it.")] = "/",
     json_output: JsonOption = False,
 ) -> None:
-    """List a directory of the ext4 in a disk file."""
+    """List a directory of the ext4 in a disk file, times in UTC."""
     with operation(json_output=json_output, file=file), _file_system(file) as ext4:
         entries = list(_entries(ext4, path))
         if json_output:
             print_document("ls", {"path": path, "entries": entries})
         else:
             print_table(
-                ("MODE", "OWNER", "SIZE", "NAME"),
+                ("MODE", "OWNER", "SIZE", "MODIFIED", "NAME"),
                 [_line(entry) for entry in entries],
             )
 
@@ -80,18 +83,29 @@ def _entries(ext4: Ext4, path: str) -> Iterator[dict[str, object]]:
             "uid": found.uid,
             "gid": found.gid,
             "size": found.size,
+            "links": found.links,
+            "mtime_ns": found.mtime_ns,
             "whiteout": found.is_whiteout,
+            "xattrs": {
+                key: base64.b64encode(value).decode() for key, value in ext4.xattrs(below).items()
+            },
         }
+        if found.device is not None:
+            entry["device"] = list(found.device)
         if found.is_symlink:
             entry["target"] = ext4.readlink(below)
         yield entry
 
 
 def _line(entry: Mapping[str, object]) -> tuple[str, ...]:
-    name = str(entry["name"])
+    name = printable(str(entry["name"]))
     if "target" in entry:
-        name += f" -> {entry['target']}"
+        name += f" -> {printable(str(entry['target']))}"
     if entry["whiteout"]:
         name += "  (whiteout)"
     mode = stat.filemode(int(str(entry["mode"])))
-    return mode, f"{entry['uid']}:{entry['gid']}", str(entry["size"]), name
+    size = str(entry["size"])
+    if isinstance(device := entry.get("device"), list):
+        size = ",".join(map(str, device))
+    modified = _EPOCH + timedelta(seconds=int(str(entry["mtime_ns"])) // 10**9)
+    return mode, f"{entry['uid']}:{entry['gid']}", size, f"{modified:%Y-%m-%d %H:%M:%S}", name

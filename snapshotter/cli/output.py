@@ -50,6 +50,20 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         typer.echo("  ".join(cells).rstrip())
 
 
+def printable(text: str) -> str:
+    """Return `text` with escapes for what would steer a terminal or begin a new line."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python keeps it
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def size_text(size: int) -> str:
     """A number of bytes for people."""
     value, unit = float(size), "B"
@@ -61,10 +75,16 @@ def size_text(size: int) -> str:
 
 
 @contextmanager
-def operation(*, json_output: bool, file: Path | None = None) -> Iterator[None]:
+def operation(
+    *,
+    json_output: bool,
+    file: Path | None = None,
+    interrupted: str = "nothing half-made was left",
+) -> Iterator[None]:
     """Run a command's body: whatever it raises becomes one line and an exit code.
 
-    `file` is what the command reads; errors about its content name it.
+    `file` is what the command reads; errors about its content name it. `interrupted` is what to
+    say after Ctrl-C.
     """
     try:
         yield
@@ -74,7 +94,7 @@ def operation(*, json_output: bool, file: Path | None = None) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(ExitCode.FAILED) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; nothing half-made was left", err=True)
+        typer.echo(f"interrupted; {interrupted}", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     except UnavailableError as error:
         _fail(error, ExitCode.INFRASTRUCTURE, file=None, json_output=json_output)
@@ -90,7 +110,7 @@ def _fail(error: Exception, code: ExitCode, *, file: Path | None, json_output: b
     message = " ".join(_message(error).split())
     if file is not None and str(file) not in message:
         message = f"{file}: {message}"
-    typer.echo(f"lcow-snapshotter: {message}", err=True)
+    typer.echo(f"lcow-snapshotter: {printable(message)}", err=True)
     if json_output:
         kind = type(error).__name__
         print_document("error", {"error": {"kind": kind, "message": message, "exit_code": code}})

@@ -279,7 +279,10 @@ def merge(
     """
     if force and into is None:
         raise typer.BadParameter("--force is for --into")
-    with operation(json_output=json_output, file=file):
+    left = "nothing half-made was left"
+    if into is None:
+        left = f"{file} reads as before: merge it again to end what was begun"
+    with operation(json_output=json_output, file=file, interrupted=left):
         from snapshotter.vhdx import inspect_vhdx, merge_child
 
         with progress_bar(f"merging {file.name}") as progress:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from snapshotter.cli.output import ExitCode, JsonOption, operation, print_document
+from snapshotter.cli.output import ExitCode, JsonOption, operation, print_document, printable
 
 if TYPE_CHECKING:
     from snapshotter.vhdx import Finding
@@ -72,14 +72,23 @@ def _check_chain(file: Path) -> list[Finding]:
 def _print(file: Path, repaired: Sequence[Finding], left: Sequence[Finding]) -> None:
     for word, findings in (("repaired", repaired), ("wrong", left)):
         for finding in findings:
-            typer.echo(f"{word}: {finding.structure}{_where(finding)}: {finding.message}")
+            typer.echo(f"{word}: {_text(finding)}")
     if not left:
         typer.echo(f"{file}: {'sound now' if repaired else 'sound'}")
     elif any(finding.repairable for finding in left):
-        typer.echo(f"{file}: {len(left)} findings; vhdx check --repair puts right what it can")
+        typer.echo(f"{file}: {_count(left)}; vhdx check --repair puts right what it can")
     else:
-        typer.echo(f"{file}: {len(left)} findings; restore it from a copy, or recreate it")
+        typer.echo(f"{file}: {_count(left)}; restore it from a copy, or recreate it")
 
 
-def _where(finding: Finding) -> str:
-    return "" if finding.offset is None else f" at {finding.offset:#x}"
+def _count(findings: Sequence[Finding]) -> str:
+    return "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+
+
+def _text(finding: Finding) -> str:
+    """What is wrong, and where, once: what an error said of itself begins with that."""
+    where = "" if finding.offset is None else f" at {finding.offset:#x}"
+    whole = finding.message
+    if not whole.startswith(finding.structure):
+        whole = f"{finding.structure}{where}: {whole}"
+    return printable(whole)

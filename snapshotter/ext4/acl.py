@@ -12,7 +12,8 @@ from typing import Final
 _XATTR_VERSION: Final = 2
 _DISK_VERSION: Final = 1
 _NAMED: Final = frozenset({0x02, 0x08})  # ACL_USER, ACL_GROUP
-_NAMELESS: Final = frozenset({0x01, 0x04, 0x10, 0x20})  # owner, owning group, mask, others
+_OWNER, _OWNING_GROUP, _MASK, _OTHERS = 0x01, 0x04, 0x10, 0x20
+_NAMELESS: Final = frozenset({_OWNER, _OWNING_GROUP, _MASK, _OTHERS})
 _NO_ID: Final = 0xFFFF_FFFF
 _VERSION = struct.Struct("<I")
 _SHORT = struct.Struct("<HH")
@@ -36,6 +37,22 @@ def acl_to_disk(value: bytes) -> bytes:
         else:
             raise ValueError(f"a POSIX ACL entry with tag {tag:#x}")
     return bytes(disk)
+
+
+def acl_after_chmod(value: bytes, mode: int) -> bytes:
+    """Return what chmod(2) to `mode` makes of a `system.posix_acl_access` value.
+
+    The group's bits become the mask where there is one. A value that is no ACL comes back as it
+    is. Linux fs/posix_acl.c, __posix_acl_chmod_masq.
+    """
+    body = value[_VERSION.size :]
+    if len(value) < _VERSION.size or len(body) % _FULL.size:
+        return value
+    entries = list(_FULL.iter_unpack(body))
+    group = _MASK if any(tag == _MASK for tag, _, _ in entries) else _OWNING_GROUP
+    bits = {_OWNER: mode >> 6 & 7, group: mode >> 3 & 7, _OTHERS: mode & 7}
+    changed = (_FULL.pack(tag, bits.get(tag, old), name) for tag, old, name in entries)
+    return value[: _VERSION.size] + b"".join(changed)
 
 
 def acl_from_disk(disk: bytes) -> bytes:

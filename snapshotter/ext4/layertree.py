@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snapshotter.errors import LayerError
+from snapshotter.ext4.acl import acl_after_chmod
 from snapshotter.ext4.format import BLOCK_SIZE, LOST_AND_FOUND
 from snapshotter.ext4.inode import (
     MAX_LINKS,
@@ -64,6 +65,7 @@ _WHITEOUT: Final = b".wh."
 _META_WHITEOUT: Final = b".wh..wh."
 _OPAQUE_MARK: Final = b".wh..wh..opq"
 _OPAQUE_XATTR: Final = b"trusted.overlay.opaque"
+_ACCESS_ACL: Final = b"system.posix_acl_access"
 _MAX_TARGET: Final = BLOCK_SIZE - 1
 _MAX_REPORTED: Final = 100
 
@@ -224,6 +226,7 @@ class LayerTree:
         if kind != DIRECTORY:
             raise PathError("the root of the layer can only be a directory")
         self.members[ROOT] = self.count + index
+        self._change_mode(ROOT, int(members.mode[index]))
         self._add_xattrs(ROOT, members.xattrs.get(index))
 
     def _place(self, directory: int, base: bytes, kind: int, members: Members, index: int) -> bool:
@@ -234,6 +237,7 @@ class LayerTree:
             if old is not None and self.is_directory(old):
                 node = old
                 self.members[node] = self.count + index
+                self._change_mode(node, int(members.mode[index]))
             else:
                 node = self._new_directory(directory, base, self.count + index)
                 if old is not None:
@@ -335,6 +339,12 @@ class LayerTree:
 
     def _set_opaque(self, directory: int) -> None:
         self._merge_xattrs(directory, {_OPAQUE_XATTR: b"y"})
+
+    def _change_mode(self, directory: int, mode: int) -> None:
+        """Let a directory that is described again have the ACL that chmod(2) would leave it."""
+        acl = self.xattrs.get(directory, {}).get(_ACCESS_ACL)
+        if acl is not None:
+            self._merge_xattrs(directory, {_ACCESS_ACL: acl_after_chmod(acl, mode)})
 
     def _add_xattrs(self, node: int, xattrs: dict[bytes, bytes] | None) -> None:
         if not xattrs:

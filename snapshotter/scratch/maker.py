@@ -9,7 +9,9 @@ from typing import Self
 from snapshotter.errors import UnavailableError
 from snapshotter.platform import Platform
 from snapshotter.scratch.reflink import ReflinkSource
+from snapshotter.scratch.refs import NamedSource
 from snapshotter.scratch.template import ScratchTemplate
+from snapshotter.shelf import Shelf
 from snapshotter.vhdx import Allocation
 
 _log = logging.getLogger(__name__)
@@ -24,25 +26,31 @@ class DiskMaker:
     """Makes disks of one template for one place. Clones share a file that lives as long as this."""
 
     def __init__(
-        self, template: ScratchTemplate, allocation: Allocation, source: ReflinkSource | None
+        self,
+        template: ScratchTemplate,
+        allocation: Allocation,
+        source: ReflinkSource | NamedSource | None,
     ) -> None:
         self._template = template
         self._allocation = allocation
         self._source = source
 
     @classmethod
-    def open(cls, template: ScratchTemplate, place: Path, platform: Platform) -> Self:
-        """Return the maker for disks of `template` in the file system of the directory `place`.
+    def open(cls, template: ScratchTemplate, shelf: Shelf, platform: Platform) -> Self:
+        """Return the maker for disks of `template` in the file system of `shelf`.
 
         Whether files can share blocks there is tried now.
         """
+        source: ReflinkSource | NamedSource | None = None
         try:
-            source = ReflinkSource.open(platform.long(place), template)
+            if platform.sparse_disks:
+                source = ReflinkSource.open(platform.long(shelf.path), template)
+            else:  # Windows, whose files have names
+                source = NamedSource.open(shelf, template, platform)
         except UnavailableError as error:
             # A disk takes less room than what it would be cloned from: it may well fit.
-            _log.warning("disks in %s are no clones: %s", place, error)
-            source = None
-        _log.debug("disks of %d bytes in %s: clones: %s", template.size, place, source is not None)
+            _log.warning("disks in %s are no clones: %s", shelf.path, error)
+        _log.debug("%d bytes in %s: clones: %s", template.size, shelf.path, source is not None)
         return cls(template, allocation_of(platform), source)
 
     def make(self, path: Path, *, durable: bool) -> None:

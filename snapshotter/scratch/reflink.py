@@ -88,9 +88,7 @@ class ReflinkSource:
             nonlocal shared
             shared = self._share(file)
             if shared:
-                for offset, data in self._layout.identity_pieces(VhdxIdentity.fresh()):
-                    # Whole pages: of a part, the rest would be read first.
-                    file.write_at(offset, data.ljust(-(-len(data) // _PAGE) * _PAGE, b"\0"))
+                write_identity(file, self._layout)
 
         create_new(path, write, durable=durable)
         if not shared:
@@ -99,6 +97,13 @@ class ReflinkSource:
 
     def _share(self, file: LocalBlockFile) -> bool:
         return file.share_from(self._file, 0, 0, self._layout.file_size)
+
+
+def write_identity(file: LocalBlockFile, layout: VhdxLayout) -> None:
+    """Make a file that is a clone of another of this `layout` a disk of its own."""
+    for offset, data in layout.identity_pieces(VhdxIdentity.fresh()):
+        # Whole pages: of a part, the rest would be read first.
+        file.write_at(offset, data.ljust(-(-len(data) // _PAGE) * _PAGE, b"\0"))
 
 
 def _can_share(directory: Path) -> bool:

@@ -47,10 +47,10 @@ class DiskMakers:
         self._building: dict[tuple[str, int], threading.Lock] = {}
         self._built: OrderedDict[tuple[str, int], tuple[FileState, DiskMaker]] = OrderedDict()
 
-    def get(self, location: str, size: int, place: Path) -> DiskMaker:
+    def get(self, location: str, size: int, shelf: Shelf) -> DiskMaker:
         """What makes disks of `size` bytes, built once however many threads ask.
 
-        `place` is the existing directory of the location's disks. The template of a location is
+        `shelf` has the location's disks; its directory is there. The template of a location is
         the file there, verified again whenever it changed. Raises FailedPreconditionError (the
         file is no such template), UnavailableError.
         """
@@ -75,7 +75,7 @@ class DiskMakers:
             else:
                 template = file.load_or_create(durable=self._durable)
                 state = file.state()
-            maker = DiskMaker.open(template, place, self._platform)
+            maker = DiskMaker.open(template, shelf, self._platform)
             with self._lock:
                 self._built[key] = (state, maker)
                 self._building.pop(key, None)
@@ -145,7 +145,7 @@ class ScratchStore:
             create_location(location, self.locations, self._platform)
         shelf = self.shelf(location)
         shelf.create()
-        maker = self._makers.get(location, size, shelf.path)
+        maker = self._makers.get(location, size, shelf)
         staged = shelf.stage()
         try:
             self._write(maker, staged)
@@ -156,7 +156,7 @@ class ScratchStore:
 
     def write(self, directory: Path, size: int) -> None:
         """Write a fresh disk of `size` bytes into a snapshot's own staged directory, durably."""
-        self._write(self._makers.get("", size, self._own.path), directory)
+        self._write(self._makers.get("", size, self._own), directory)
         self._flush(directory)
 
     def flush(self, location: str, number: int) -> None:
@@ -175,7 +175,7 @@ class ScratchStore:
 
     def warm(self, size: int) -> None:
         """Make the template of the root's own disks of `size` bytes now, not for the first one."""
-        self._makers.get("", size, self._own.path)
+        self._makers.get("", size, self._own)
 
     def close(self) -> None:
         """Let go of the files that clones are made of; a second call does nothing."""

@@ -26,11 +26,15 @@ class BatUse:
     """What a sound table says: payload blocks by state, and which stretches of the file it takes.
 
     `starts` and `lengths` are in MiB, sorted by start, payload and sector bitmap blocks together.
+    `kept_starts` and `kept_lengths` are what blocks that are not present keep all the same: what
+    Windows trimmed. No other block may get it, nor may the file end before it.
     """
 
     counts: dict[PayloadState, int]
     starts: Words
     lengths: Words
+    kept_starts: Words
+    kept_lengths: Words
 
 
 class BatCheck:
@@ -44,6 +48,7 @@ class BatCheck:
         self._counts = np.zeros(8, dtype=np.int64)
         self._indices: list[Indices] = []
         self._places: list[Words] = []
+        self._kept: list[Words] | None = []  # None: more than there can be
         self._partial_chunks: set[int] = set()
         self._bitmap_chunks: set[int] = set()
 
@@ -57,11 +62,22 @@ class BatCheck:
         """Return what `problems`, consumed to its end, has seen."""
         indices, places = self._sorted()
         counts = {state: int(self._counts[state]) for state in PayloadState}
+        kept = self._kept_places()
         return BatUse(
             {state: count for state, count in counts.items() if count},
             places,
             self._lengths(indices),
+            *kept,
         )
+
+    def _kept_places(self) -> tuple[Words, Words]:
+        if self._kept is None:  # damage: then nothing of the file is free
+            return np.zeros(1, np.uint64), np.full(1, self._file_end(), np.uint64)
+        starts = np.concatenate([np.zeros(0, np.uint64), *self._kept])
+        return starts, np.full(len(starts), self._geometry.block_size // MIB, np.uint64)
+
+    def _file_end(self) -> int:
+        return -(-self._file_size // MIB)
 
     def problems(self) -> Iterator[VhdxCorruptError]:
         """Yield what is wrong: reserved bits, states, and blocks that overlap or are not there."""
@@ -96,6 +112,7 @@ class BatCheck:
                     first + int(present[-1]), "more blocks than the file has room for"
                 )
                 return
+            self._note_kept(words, states, room)
             self._note_chunks(first + present, states[present], bitmap[present])
             self._indices.append(present + first)
             self._places.append(words[present] >> np.uint64(OFFSET_SHIFT))
@@ -106,6 +123,19 @@ class BatCheck:
                 chunk * (ratio + 1) + ratio,
                 "no sector bitmap block, but partially present blocks in its chunk",
             )
+
+    def _note_kept(self, words: Words, states: Indices, room: int) -> None:
+        if self._kept is None:
+            return
+        places = words[~np.isin(states, _PRESENT)] >> np.uint64(OFFSET_SHIFT)
+        # What is not in the file is no place of it: nobody has written there.
+        end = np.uint64(self._file_end())
+        length = np.uint64(self._geometry.block_size // MIB)
+        places = np.unique(places[(places > 0) & (places + length <= end)])
+        if len(places):
+            self._kept.append(places)
+            if sum(map(len, self._kept)) > room:
+                self._kept = None
 
     def _note_chunks(
         self, indices: Indices, states: Indices, bitmap: npt.NDArray[np.bool_]

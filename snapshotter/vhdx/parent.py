@@ -56,7 +56,7 @@ def resolve_chain(path: str | os.PathLike[str]) -> list[ChainFile]:
     with LocalBlockFile.open(current) as file:
         found = read_structures(file)
     chain: list[ChainFile] = []
-    seen = {_identity(current)}
+    seen = {_identity(current): current}
     while True:
         links = parent_links(found)
         chain.append(ChainFile(current, found, links))
@@ -71,9 +71,11 @@ def resolve_chain(path: str | os.PathLike[str]) -> list[ChainFile]:
         identity = _identity(parent)
         if identity in seen:
             raise VhdxParentError(
-                str(current), f"its parent {parent} is in the chain already: a cycle"
+                str(current),
+                f"its parent {parent} is in the chain already: a cycle",
+                tried=((str(parent), f"the same file as {seen[identity]}"),),
             )
-        seen.add(identity)
+        seen[identity] = parent
         current, found = parent, below
 
 

@@ -20,8 +20,10 @@ class FileSpace:
         self._blocks: deque[tuple[int, int]] = deque()
         self._small: deque[tuple[int, int]] = deque()
         taken = np.array([(e.offset // MIB, -(-e.end // MIB)) for e in structures], dtype=np.int64)
-        starts = np.concatenate([taken[:, 0], use.starts.astype(np.int64)])
-        ends = np.concatenate([taken[:, 1], (use.starts + use.lengths).astype(np.int64)])
+        in_use = np.concatenate([use.starts, use.kept_starts]).astype(np.int64)
+        lengths = np.concatenate([use.lengths, use.kept_lengths]).astype(np.int64)
+        starts = np.concatenate([taken[:, 0], in_use])
+        ends = np.concatenate([taken[:, 1], in_use + lengths])
         order = np.argsort(starts, kind="stable")
         starts, ends = starts[order], np.maximum.accumulate(ends[order])
         for at in np.flatnonzero(starts[1:] > ends[:-1]).tolist():

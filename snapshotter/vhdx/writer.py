@@ -24,6 +24,8 @@ from snapshotter.vhdx.structures import Structures
 # What one operation changes at most: 16 sectors of bitmap (256 MiB in sectors of 512 bytes), two
 # of the table.
 _MOST_SECTORS: Final = 18
+# To us all zeros, to other readers perhaps what the block was, [MS-VHDX] 2.5.1.1.
+_UNCLEAR: Final = (PayloadState.UNDEFINED, PayloadState.UNMAPPED)
 _BITMAP_SIZE: Final = MIB
 _ZEROS: Final = bytes(MIB)
 
@@ -76,7 +78,7 @@ class VhdxWriter:
         if not length:
             return
         end = offset + length
-        zero = [PayloadState.UNDEFINED, PayloadState.ZERO, PayloadState.UNMAPPED]
+        zero = [PayloadState.ZERO]
         if not self._parameters.has_parent:
             zero.append(PayloadState.NOT_PRESENT)
         first, last = offset // self._block_size, (end - 1) // self._block_size
@@ -84,8 +86,11 @@ class VhdxWriter:
             self._session.begin()
             start = block * self._block_size
             low, high = max(offset, start), min(end, start + self._used_size(block))
+            state, _ = self._table.entry(self._geometry.index(block))
             with self._session.guard():
-                if high - low == self._used_size(block):
+                if state in _UNCLEAR and self._parameters.leave_blocks_allocated:
+                    self._zero_part(block, low - start, high - low)
+                elif state in _UNCLEAR or high - low == self._used_size(block):
                     self._trim_block(block)
                 else:
                     self._zero_part(block, low - start, high - low)

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from snapshotter.blockio import windows as w
+from snapshotter.platform.kernel32 import FSCTL_DUPLICATE_EXTENTS_TO_FILE, DuplicateExtents
 
 _SHARED = {w.GENERIC_READ: w.FILE_SHARE_READ, w.GENERIC_WRITE: w.FILE_SHARE_WRITE}
 ERROR_DISK_FULL = 112
+ERROR_INVALID_PARAMETER = 87
 
 
 @dataclass
@@ -31,6 +33,9 @@ class StandInKernel32:
     """One computer's kernel32: all opens through one of these see each other."""
 
     zero_data: bool = True
+    clusters: int = 0
+    """Bytes of a cluster of a volume whose files can share them; 0: NTFS."""
+    shared: list[tuple[int, int, int]] = field(default_factory=list)
     failing: dict[str, int] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     _opens: dict[int, _Open] = field(default_factory=dict)
@@ -133,8 +138,10 @@ class StandInKernel32:
         done: object,
         overlapped: None,
     ) -> int:
-        assert (code, given_length, taken, taken_length) == (w.FSCTL_SET_ZERO_DATA, 16, None, 0)
-        assert (done is not None, overlapped) == (True, None)
+        assert (taken, taken_length, done is not None, overlapped) == (None, 0, True, None)
+        if code == FSCTL_DUPLICATE_EXTENTS_TO_FILE:
+            return self._duplicate(handle, given, given_length)
+        assert (code, given_length) == (w.FSCTL_SET_ZERO_DATA, 16)
         if not self.zero_data:
             self._error = w.ERROR_INVALID_FUNCTION
             return 0
@@ -143,6 +150,24 @@ class StandInKernel32:
         asked = cast("ctypes._Pointer[w.ZeroData]", given).contents
         start, end = asked.FileOffset, min(asked.BeyondFinalZero, os.fstat(handle).st_size)
         os.pwrite(handle, bytes(end - start), start)
+        return 1
+
+    def _duplicate(self, target: int, given: object, given_length: int) -> int:
+        """As ReFS does it: whole clusters below 4 GiB, within both files."""
+        assert given_length == 32
+        if not self.clusters:
+            self._error = w.ERROR_INVALID_FUNCTION
+            return 0
+        asked = cast("ctypes._Pointer[DuplicateExtents]", given).contents
+        start, end, count = asked.SourceFileOffset, asked.TargetFileOffset, asked.ByteCount
+        assert self._opens[target].access & w.GENERIC_WRITE
+        fits = start + count <= os.fstat(asked.FileHandle).st_size
+        fits = fits and end + count <= os.fstat(target).st_size
+        if not fits or count >= 4 << 30 or any(n % self.clusters for n in (start, end, count)):
+            self._error = ERROR_INVALID_PARAMETER
+            return 0
+        self.shared.append((start, end, count))
+        os.pwrite(target, os.pread(asked.FileHandle, count, start), end)
         return 1
 
     def CloseHandle(self, handle: int) -> int:  # noqa: N802

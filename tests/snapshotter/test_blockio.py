@@ -212,6 +212,79 @@ def test_every_implementation_is_the_same_array_of_bytes(
         file.close()
 
 
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Callable[..., tuple[WindowsBlockFile, WindowsBlockFile]]]:
+    """Two files on one volume of Windows: one to share blocks from, and an empty one."""
+    opened: list[WindowsBlockFile] = []
+
+    def make(kernel32: StandInKernel32, data: bytes) -> tuple[WindowsBlockFile, WindowsBlockFile]:
+        (tmp_path / "source").write_bytes(data)
+        (tmp_path / "target").touch()
+        for name in ("source", "target"):
+            file = WindowsBlockFile.open(
+                tmp_path / name, writable=name == "target", kernel32=kernel32
+            )
+            opened.append(file)
+        return opened[0], opened[1]
+
+    yield make
+    for file in opened:
+        file.close()
+
+
+def test_files_on_refs_share_clusters(
+    pair: Callable[..., tuple[WindowsBlockFile, WindowsBlockFile]],
+) -> None:
+    kernel32 = StandInKernel32(clusters=4 * KIB)
+    data = bytes(range(256)) * 64
+    source, target = pair(kernel32, data)
+    assert target.share_from(source, 4 * KIB, 8 * KIB, 8 * KIB)
+    assert target.read_at(0, 20 * KIB) == bytes(8 * KIB) + data[4 * KIB : 12 * KIB]
+    assert target.share_from(source, 0, 0, 4 * KIB)
+    assert target.size == 16 * KIB
+    assert kernel32.shared == [(4 * KIB, 8 * KIB, 8 * KIB), (0, 0, 4 * KIB)]
+
+
+@pytest.mark.parametrize(
+    ("clusters", "start", "length"),
+    [
+        (0, 0, 4 * KIB),
+        (64 * KIB, 0, 4 * KIB),
+        (4 * KIB, 100, 4 * KIB),
+        (4 * KIB, 8 * KIB, 16 * KIB),
+    ],
+    ids=["NTFS", "part of a cluster", "across clusters", "behind the end"],
+)
+def test_what_cannot_be_shared_on_windows_leaves_the_length_as_it_was(
+    pair: Callable[..., tuple[WindowsBlockFile, WindowsBlockFile]],
+    clusters: int,
+    start: int,
+    length: int,
+) -> None:
+    source, target = pair(StandInKernel32(clusters=clusters), b"x" * 16 * KIB)
+    target.write_at(0, b"before")
+    assert not target.share_from(source, start, 0, length)
+    assert target.read_at(0, 100) == b"before"
+    source.close()
+    assert not target.share_from(source, 0, 0, 4 * KIB)
+
+
+def test_gibibytes_are_shared_in_steps(
+    pair: Callable[..., tuple[WindowsBlockFile, WindowsBlockFile]],
+) -> None:
+    class Refs(StandInKernel32):
+        def _duplicate(self, target: int, given: object, given_length: int) -> int:
+            asked = given.contents  # type: ignore[attr-defined]
+            self.shared.append((asked.SourceFileOffset, asked.TargetFileOffset, asked.ByteCount))
+            return 1
+
+    kernel32 = Refs()
+    source, target = pair(kernel32, b"")
+    assert target.share_from(source, MIB, 0, 2 * GIB + MIB)
+    assert kernel32.shared == [(MIB, 0, GIB), (MIB + GIB, GIB, GIB), (MIB + 2 * GIB, 2 * GIB, MIB)]
+    assert target.size == 2 * GIB + MIB
+
+
 @pytest.mark.parametrize(
     ("function", "use"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import json
 import os
@@ -12,7 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +396,67 @@ def test_a_raw_disk_is_looked_into_too(tmp_path: Path) -> None:
     assert [entry["name"] for entry in names] == ["lost+found"]
 
 
+def layer(folder: Path, *members: tarfile.TarInfo) -> Path:
+    """A layer disk of members without content."""
+    with tarfile.open(
+        folder / "layer.tar", "w", format=tarfile.PAX_FORMAT, errors="surrogateescape"
+    ) as archive:
+        for info in members:
+            archive.addfile(info)
+    vhd = folder / "layer.vhd"
+    done = CliRunner().invoke(app, ["layer", "import", str(folder / "layer.tar"), str(vhd)])
+    assert done.exit_code == 0, done.stderr
+    return vhd
+
+
+def test_a_listing_tells_what_an_inode_says(tmp_path: Path) -> None:
+    device = tarfile.TarInfo("tty")
+    device.type, device.devmajor, device.devminor = tarfile.CHRTYPE, 4, 64
+    device.mode, device.uid, device.gid, device.mtime = 0o620, 7, 5, 1_500_000_000.25
+    device.pax_headers = {"SCHILY.xattr.trusted.a": "b"}
+    again = tarfile.TarInfo("again")
+    again.type, again.linkname = tarfile.LNKTYPE, "tty"
+    vhd = layer(tmp_path, device, again)
+    (entry,) = document("ls", vhd, "/tty", schema="ls")["entries"]
+    assert entry == {
+        "name": "/tty",
+        "mode": 0o020620,
+        "uid": 7,
+        "gid": 5,
+        "size": 0,
+        "links": 2,
+        "mtime_ns": 1_500_000_000_250_000_000,
+        "whiteout": False,
+        "xattrs": {"trusted.a": base64.b64encode(b"b").decode()},
+        "device": [4, 64],
+    }
+    heads, row = run("ls", vhd, "/tty").stdout.splitlines()
+    assert heads.split() == ["MODE", "OWNER", "SIZE", "MODIFIED", "NAME"]
+    assert row.split() == ["crw--w----", "7:5", "4,64", "2017-07-14", "02:40:00", "/tty"]
+
+
+def test_names_of_a_layer_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    hostile = "a\x1b[2J\udcff\n-rw-r--r--  0:0  forged"
+    link = tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.SYMTYPE, hostile
+    vhd = layer(tmp_path, tarfile.TarInfo(hostile), link)
+    shown = run("ls", vhd).stdout
+    assert "\x1b" not in shown
+    assert len(shown.splitlines()) == 4  # the heads, lost+found, and two
+    assert shown.count("a\\x1b[2J\\xff\\n-rw-r--r--  0:0  forged") == 2
+    names = {entry["name"] for entry in document("ls", vhd, schema="ls")["entries"]}
+    assert hostile in names
+    assert "\x1b" not in failure("cat", vhd, f"{hostile}/below")
+
+
+def test_times_before_1970_and_behind_2038_are_shown(tmp_path: Path) -> None:
+    old, late = tarfile.TarInfo("old"), tarfile.TarInfo("late")
+    old.mtime, late.mtime = -1, 10**10
+    shown = run("ls", layer(tmp_path, old, late)).stdout
+    assert "1969-12-31 23:59:59  old" in shown
+    assert "2286-11-20 17:46:40  late" in shown
+
+
 def big_disk(path: Path) -> Path:
     """Data that takes a while to copy and no room: zeros would be left out."""
     block = random.Random(2).randbytes(MIB)
@@ -420,6 +485,77 @@ def test_ctrl_c_in_the_middle_of_a_conversion_leaves_nothing(tmp_path: Path) -> 
         output, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
     assert output == ""
+    assert errors == "interrupted; nothing half-made was left\n"
+    assert os.listdir(out) == []
+
+
+def interrupt_once(command: list[str], begun: Callable[[], bool]) -> tuple[int, str, str]:
+    """Send Ctrl-C to a command when it has `begun`; its exit code, output and errors."""
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not begun() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+def test_ctrl_c_in_the_middle_of_a_merge_loses_nothing(tmp_path: Path) -> None:
+    base = tmp_path / "base.vhdx"
+    create_vhdx(base, GIB)
+    block = random.Random(4).randbytes(MIB)
+    for attempt in range(5):
+        child = tmp_path / f"child-{attempt}.vhdx"
+        create_child(child, base)
+        with open_chain(child, writable=True) as opened:
+            for number in range(200):
+                opened.top.write_at(number * MIB, block)
+        size = base.stat().st_size
+        command = [*COMMAND, "vhdx", "merge", str(child)]
+        code, output, errors = interrupt_once(
+            command,
+            lambda size=size: base.stat().st_size > size + 8 * MIB,  # type: ignore[misc]
+        )
+        if code:  # else the signal came too late
+            break
+        with VhdxDisk.open(base, writable=True) as disk:
+            disk.trim(0, GIB)
+    assert (code, output) == (130, "")
+    assert errors == f"interrupted; {child} reads as before: merge it again to end what was begun\n"
+    with open_chain(child) as opened:
+        assert opened.read_at(199 * MIB, MIB) == block
+    assert run("merge", child).exit_code == 0
+    assert run("check", base).exit_code == 0
+    with VhdxDisk.open(base) as disk:
+        assert disk.read_at(0, MIB) == disk.read_at(199 * MIB, MIB) == block
+
+
+def test_ctrl_c_in_the_middle_of_an_import_leaves_nothing(tmp_path: Path) -> None:
+    """The tar stops in the middle: the command waits for the rest when the signal comes."""
+    pipe, out = tmp_path / "layer.tar", tmp_path / "out"
+    os.mkfifo(pipe)
+    out.mkdir()
+    info = tarfile.TarInfo("big")
+    info.size = GIB
+    stop = threading.Event()
+
+    def write() -> None:
+        with contextlib.suppress(BrokenPipeError), pipe.open("wb", buffering=0) as stream:
+            stream.write(info.tobuf() + bytes([1]) * 12 * MIB)
+            stop.wait(60)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    command = [*COMMAND, "layer", "import", str(pipe), str(out / "layer.vhd")]
+    code, output, errors = interrupt_once(
+        command, lambda: any(path.stat().st_size > 8 * MIB for path in out.iterdir())
+    )
+    stop.set()
+    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))  # lets go of a writer without a reader
+    writer.join()
+    assert (code, output) == (130, "")
     assert errors == "interrupted; nothing half-made was left\n"
     assert os.listdir(out) == []
 

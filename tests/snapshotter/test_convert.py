@@ -174,6 +174,27 @@ def test_zeros_take_no_room_in_any_format(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_size == 40 * MIB + (512 if name == "z.vhd" else 0)
 
 
+@pytest.mark.root
+def test_a_block_device_is_a_raw_disk(tmp_path: Path) -> None:
+    raw = sample(tmp_path)
+    done = subprocess.run(
+        ["losetup", "--find", "--show", "--read-only", str(raw)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"no loop devices here: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        made = convert_disk(device, tmp_path / "disk.vhdx")
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+    assert made.disk_size == 64 * MIB
+    with VhdxDisk.open(tmp_path / "disk.vhdx") as disk:
+        assert disk.read_at(0, 64 * MIB) == raw.read_bytes()
+
+
 def test_a_sparse_disk_of_a_terabyte_is_quick_and_stays_sparse(tmp_path: Path) -> None:
     raw = sparse_file(tmp_path / "big.raw", TIB, (TIB - MIB, b"end"), (TIB // 2, b"middle"))
     convert_disk(raw, tmp_path / "big.vhdx")

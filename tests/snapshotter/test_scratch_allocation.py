@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from snapshotter import Snapshotter
+from snapshotter.blockio import LocalBlockFile
 from snapshotter.errors import AlreadyExistsError
 from snapshotter.labels import LOCATION
 from snapshotter.scratch.reflink import ReflinkSource
+from snapshotter.scratch.refs import NamedSource
 from snapshotter.scratch.template import ScratchTemplate, verify_scratch
+from snapshotter.shelf import Owner, Shelf
 from snapshotter.units import GIB, MIB
 from snapshotter.vhdx import Allocation, VhdxDisk
 from tests.fakes.ntfs import FakeNtfs, NtfsPlatform
@@ -157,6 +160,115 @@ def test_a_store_writes_disks_out_where_sparse_ones_may_be_refused(
             assert disk is not None
             status = disk.path.stat()
             assert (status.st_blocks * 512 >= status.st_size) == (name == "ntfs")
+
+
+class Recording(FakeNtfs):
+    """A volume of ReFS that counts what is cloned."""
+
+    cloned = 0
+
+    def duplicate_extents(
+        self, target: int, source: int, *, source_offset: int, target_offset: int, length: int
+    ) -> None:
+        super().duplicate_extents(
+            target, source, source_offset=source_offset, target_offset=target_offset, length=length
+        )
+        self.cloned += length
+
+
+def test_a_store_on_refs_clones(tmp_path: Path) -> None:
+    volume = Recording(refs=True)
+    platform = NtfsPlatform(volume)
+    place = tmp_path / "fast"
+    with Snapshotter.open(
+        tmp_path / "root", durable=False, platform=platform, scratch_locations=[place]
+    ) as store:
+        store.prepare("first")
+        before = volume.cloned
+        store.prepare("a")
+        store.prepare("b")
+        assert volume.cloned - before == 2 * 5 * MIB
+        store.prepare("there", labels={LOCATION: str(place)})
+        disks = [
+            shared.path
+            for key in ("first", "a", "b", "there")
+            if (shared := store.shared_disk(key))
+        ]
+        assert len({disk_id(path) for path in disks}) == 4
+        for path in disks:
+            verify_scratch(path, size=20 * GIB)
+        with VhdxDisk.open(disks[0], writable=True) as disk:
+            disk.write_at(0, b"x" * 3 * MIB)
+        store.prepare("c")
+        latest = store.shared_disk("c")
+        assert latest is not None
+        verify_scratch(latest.path, size=20 * GIB)
+        store.cleanup()  # the template of a living process is no garbage
+        before = volume.cloned
+        store.prepare("d")
+        assert volume.cloned - before == 5 * MIB
+    left = [path.name for path in (tmp_path / "root" / "scratch").iterdir()]
+    assert all(name.isdecimal() for name in left)
+
+
+def test_the_template_that_a_killed_process_left_on_refs_is_garbage(tmp_path: Path) -> None:
+    platform = NtfsPlatform(Recording(refs=True))
+    killed = os.fork()
+    if killed == 0:
+        try:
+            Snapshotter.open(tmp_path, durable=False, platform=platform).prepare("pod")
+        finally:
+            os._exit(0)
+    os.waitpid(killed, 0)
+    assert any(path.name.startswith("new-") for path in (tmp_path / "scratch").iterdir())
+    with Snapshotter.open(tmp_path, durable=False, platform=platform) as store:
+        store.cleanup()
+        assert store.stat("pod").name == "pod"
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["1"]
+
+
+def test_a_disk_is_written_where_refs_refuses_to_clone_after_all(tmp_path: Path) -> None:
+    volume = Recording(refs=True)
+    with Snapshotter.open(tmp_path, durable=False, platform=NtfsPlatform(volume)) as store:
+        store.prepare("first")
+        volume.refs = False
+        store.prepare("second")
+        disk = store.shared_disk("second")
+        assert disk is not None
+        verify_scratch(disk.path, size=20 * GIB)
+        assert os.listdir(disk.path.parent) == [disk.path.name]
+
+
+class Scanned(NtfsPlatform):
+    """A disk that is cloned is opened by somebody else, who lets nobody write to it."""
+
+    scanner: LocalBlockFile | None = None
+
+    def reflink(self, source: Path, target: Path) -> None:
+        super().reflink(source, target)
+        if target.suffix == ".vhdx":
+            self.scanner = LocalBlockFile.open(target, writable=True)
+
+
+def test_a_clone_that_cannot_be_written_to_is_none(
+    template: ScratchTemplate, tmp_path: Path
+) -> None:
+    platform = Scanned(FakeNtfs(refs=True))
+    owner = Owner.enter(tmp_path / "owners", platform)
+    shelf = Shelf(tmp_path / "scratch", owner, platform, durable=False)
+    shelf.create()
+    source = NamedSource.open(shelf, template, platform) or pytest.fail("ReFS clones")
+    assert not source.write_staged(tmp_path / "disk.vhdx")
+    assert platform.scanner is not None
+    platform.scanner.close()
+    assert not (tmp_path / "disk.vhdx").exists()
+    (tmp_path / "disk.vhdx").touch()
+    with pytest.raises(AlreadyExistsError):
+        source.write_staged(tmp_path / "disk.vhdx")
+    source.close()
+    source.close()
+    assert os.listdir(tmp_path / "scratch") == []
+    owner.leave()
 
 
 def test_file_systems_that_cannot_share_blocks_say_so(

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def write_raw(content: DiskContent, path: Path) -> Path:
             file.seek(offset)
             file.write(data)
     return path
+
+
+@contextlib.contextmanager
+def vast_file() -> Iterator[Path]:
+    """Yield a path for a sparse file that ext4, where tests usually are, is too small for."""
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        pytest.skip("no tmpfs at /dev/shm for a file of 16 TiB")
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        yield Path(folder, "disk.raw")
 
 
 def fsck(path: Path) -> None:

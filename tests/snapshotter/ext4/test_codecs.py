@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapshotter.errors import Ext4CorruptError, Ext4UnsupportedError
-from snapshotter.ext4.acl import acl_from_disk, acl_to_disk
+from snapshotter.ext4.acl import acl_after_chmod, acl_from_disk, acl_to_disk
 from snapshotter.ext4.directory import pack_directory, unpack_directory_block
 from snapshotter.ext4.extent import (
     MAX_EXTENT_BLOCKS,
@@ -233,6 +235,42 @@ def test_acls_come_back(entries: list[tuple[int, int, int]]) -> None:
 def test_values_that_are_no_acl_are_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match="ACL"):
         acl_to_disk(value)
+
+
+@pytest.mark.parametrize("value", [b"", b"\2\0\0\0\1"])
+def test_a_change_of_mode_leaves_alone_what_is_no_acl(value: bytes) -> None:
+    assert acl_after_chmod(value, 0o700) == value
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o700, 0o754, 0o1777, 0o642])
+@pytest.mark.parametrize("masked", [True, False])
+def test_acls_follow_a_change_of_mode_as_the_kernels_do(
+    tmp_path: Path, mode: int, masked: bool
+) -> None:
+    entries = [(1, 7, 0xFFFF_FFFF), (4, 5, 0xFFFF_FFFF), (32, 4, 0xFFFF_FFFF)]
+    if masked:
+        entries[1:1] = [(2, 6, 1000)]
+        entries[3:3] = [(16, 7, 0xFFFF_FFFF)]
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_access", value)
+    except OSError as error:
+        pytest.skip(f"no ACLs here: {error}")
+    tmp_path.chmod(mode)
+    try:
+        expected = os.getxattr(tmp_path, "system.posix_acl_access")
+    except OSError:  # Linux keeps no ACL that says what the mode says
+        assert not masked
+        assert [
+            bits for _, bits, _ in struct.iter_unpack("<HHI", acl_after_chmod(value, mode)[4:])
+        ] == [
+            mode >> 6 & 7,
+            mode >> 3 & 7,
+            mode & 7,
+        ]
+    else:
+        assert acl_after_chmod(value, mode) == expected
+    tmp_path.chmod(0o700)
 
 
 @settings(deadline=None)

@@ -12,10 +12,11 @@ import pytest
 
 from snapshotter.blockio import LocalBlockFile
 from snapshotter.errors import InvalidArgumentError
+from snapshotter.ext4.format import Incompat
 from snapshotter.ext4.mkfs import format_ext4
 from snapshotter.ext4.reader import Ext4
 from snapshotter.units import GIB, KIB, MIB, TIB
-from tests.snapshotter.ext4.oracles import ContentDisk, debugfs, fsck, mounted, write_raw
+from tests.snapshotter.ext4.oracles import ContentDisk, debugfs, fsck, mounted, vast_file, write_raw
 
 SCRATCH = 20 * GIB
 UUID = uuid.UUID("01234567-89ab-cdef-0123-456789abcdef")
@@ -123,6 +124,22 @@ def test_a_64_tib_disk_is_read_back() -> None:
     files = Ext4.open(ContentDisk(format_ext4(64 * TIB)))
     assert files.superblock.blocks_count == 64 * TIB // 4096
     assert files.listdir("/") == ["lost+found"]
+
+
+@pytest.mark.root
+def test_the_kernel_works_on_16_tib(tmp_path: Path) -> None:
+    """From that size on block numbers and descriptors are wide; all of these are checked."""
+    with vast_file() as disk:
+        write_raw(format_ext4(16 * TIB, journal_mib=4), disk)
+        with mounted(disk, tmp_path / "mnt", "rw") as root:
+            (root / "folder").mkdir()
+            (root / "folder" / "file").write_bytes(b"wide" * 5000)
+            free = os.statvfs(root)
+            assert free.f_blocks * free.f_frsize > 0.98 * 16 * TIB
+        with LocalBlockFile.open(disk) as file:
+            files = Ext4.open(file)
+            assert files.superblock.incompat & Incompat.BIT64
+            assert files.read("/folder/file") == b"wide" * 5000
 
 
 @pytest.mark.root

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tarfile
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snapshotter.ext4.tarheader import RawMembers, decode_members, parse_number
 from snapshotter.ext4.tarscan import TarScanner
-from snapshotter.units import MIB
+from snapshotter.units import GIB, MIB
 from tests.snapshotter.ext4.layers import DIR, LNK, SYM, member, tar
 
 SAMPLE = tar(
@@ -56,6 +59,24 @@ def test_members_are_decoded_by_columns() -> None:
     assert members.block.tolist() == [9, 9, 10, 10, 13, 13, 14]
     assert (members.mtime[1], members.mtime_ns[1]) == (1, 500_000_000)
     assert members.xattrs == {1: {b"user.a": b"b"}}
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT], ids=["PAX", "GNU"])
+def test_sizes_that_octal_cannot_hold_are_read(form: int) -> None:
+    """The data is not there: what counts is where the next file goes, and that more is wanted."""
+    size = 9 * GIB + 1
+    info = tarfile.TarInfo("large")
+    info.size = size
+    scanner = TarScanner(first_block=9, end_block=1 << 24, max_file=16 * GIB, max_metadata=MIB)
+    assert scanner.feed(memoryview(info.tobuf(form))) == []
+    assert scanner.next_block == 9 + 9 * GIB // 4096 + 1
+    chunk = memoryview(bytes(16 * MIB))
+    for _ in range(9 * 64):
+        assert [len(part) for part in scanner.feed(chunk)] == [len(chunk)]
+    assert [len(part) for part in scanner.feed(chunk[:600])] == [1, 4095]
+    members = decode_members(scanner.take())
+    assert members.names == [b"large"]
+    assert members.size.tolist() == [size]
 
 
 def test_a_batch_without_members_is_empty() -> None:

@@ -272,8 +272,10 @@ def test_a_cycle_is_refused_under_other_names_too(tmp_path: Path) -> None:
     child_of(tmp_path / "a.vhdx", linkage=second, guid=first, paths={"relative_path": "b.vhdx"})
     child_of(tmp_path / "b.vhdx", linkage=first, guid=second, paths={"relative_path": "c.vhdx"})
     os.link(tmp_path / "a.vhdx", tmp_path / "c.vhdx")
-    with pytest.raises(VhdxParentError, match="cycle"):
+    with pytest.raises(VhdxParentError, match="cycle") as caught:
         open_chain(tmp_path / "a.vhdx")
+    places = str(tmp_path / "c.vhdx"), f"the same file as {tmp_path / 'a.vhdx'}"
+    assert caught.value.tried == (places,)
 
 
 def test_a_chain_that_is_too_deep_is_refused_and_the_deepest_is_read(tmp_path: Path) -> None:
