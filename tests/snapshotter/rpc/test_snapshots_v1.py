@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -144,27 +144,6 @@ def test_a_bug_is_internal_and_its_text_stays_in_the_log(
     assert code == "INTERNAL"
     assert "secret" not in details
     assert "ZeroDivisionError" in caplog.text
-
-
-def test_a_list_that_nobody_reads_takes_no_thread_from_the_quick_calls(sockets: Path) -> None:
-    threads: dict[str, str] = {}
-
-    class Recording:
-        def stat_frame(self, _: str) -> bytes:
-            threads["stat"] = threading.current_thread().name
-            return b""
-
-        def walk_frames(self, *_: str) -> Iterator[bytes]:
-            threads["list"] = threading.current_thread().name
-            return iter(())
-
-    server = Server.start(sockets / "t", [SnapshotsService(cast("Backend", Recording()))])
-    with Client(sockets / "t") as client:
-        client.stat("x")
-        assert list(client.batches()) == []
-    assert server.stop(grace_s=5)
-    assert threads["stat"].startswith("quick")
-    assert threads["list"].startswith("call")
 
 
 # -- facts/containerd-proxy.md section 1, traps (a) to (h)
