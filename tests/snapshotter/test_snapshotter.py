@@ -19,7 +19,7 @@ from snapshotter.errors import (
     NotFoundError,
     UnavailableError,
 )
-from snapshotter.labels import LOCATION, SIZE_BYTES, SIZE_GB
+from snapshotter.labels import LOCATION, MAX_SIZE, SIZE_BYTES, SIZE_GB
 from snapshotter.units import GIB
 from snapshotter.vhdx import VhdxDisk
 
@@ -46,7 +46,9 @@ def test_a_prepared_snapshot_has_a_formatted_scratch_disk(store: Snapshotter) ->
         assert disk.size == 20 * GIB
 
 
-@pytest.mark.parametrize(("name", "value"), [(SIZE_GB, "3"), (SIZE_BYTES, str(3 * GIB))])
+@pytest.mark.parametrize(
+    ("name", "value"), [(SIZE_GB, "3"), (SIZE_BYTES, str(3 * GIB)), (MAX_SIZE, str(3 * GIB))]
+)
 def test_a_size_label_decides_the_size(store: Snapshotter, name: str, value: str) -> None:
     (mount,) = store.prepare("c1", labels={name: value})
     with VhdxDisk.open(Path(mount.source) / "sandbox.vhdx") as disk:
