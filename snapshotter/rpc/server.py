@@ -132,13 +132,13 @@ class Server:
     def stop(self, *, grace_s: float, cut_s: float = _CUT_S) -> bool:
         """Take no more calls, and whether those under way ended within the grace.
 
-        `cut_s` is for gRPC to end those that it has cancelled then.
+        Those that are not are cancelled then; `cut_s` is for them to notice.
         """
         self._health.stop()
         self._endpoint.leave()
         # gRPC waits for the connection of a client that reads nothing, for as long as there is one.
         ended = self._server.stop(grace_s).wait(grace_s + cut_s)
-        idle = ended and self._calls.wait_idle(timeout_s=grace_s)
+        idle = ended and self._calls.wait_idle(timeout_s=cut_s)
         self._streams.stop()
         if not idle:
             _log.warning("calls are still at work after %g s; they are abandoned", grace_s)

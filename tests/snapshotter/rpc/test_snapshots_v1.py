@@ -432,7 +432,7 @@ def test_a_call_that_outlasts_the_grace_is_given_up(store: Snapshotter, sockets:
     with Client(sockets / "slow") as client, ThreadPoolExecutor(1) as pool:
         made = pool.submit(client.prepare, "a")
         assert slow.entered.wait(10)
-        assert server.stop(grace_s=0.05) is False
+        assert server.stop(grace_s=0.05, cut_s=0.05) is False
         assert isinstance(made.exception(), grpc.RpcError)
         slow.released.set()
 
