@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from harness.image.demo import DEMO_NAME
+from snapshotter import Snapshotter, import_image
 from snapshotter.ext4.reader import Ext4
 from snapshotter.mounts import LAYER_NAME
 from snapshotter.rpc import messages
@@ -170,6 +171,34 @@ def test_a_collection_goes_on_past_a_snapshot_in_use(folder: Path) -> None:
         stack.snapshots("rm", "d")  # else containerd finds nothing to look at again
         collect(stack)
         assert directories(stack) == []
+
+
+def test_what_others_put_into_its_store_containerd_removes(folder: Path, image: Path) -> None:
+    # docs/containerd.md warns of it.
+    with Stack.running(folder, mounts="lcow", first_collection="0s") as stack:
+        with Snapshotter.open(stack.store) as store:
+            import_image(store, image)
+            store.prepare("pod")
+        stack.snapshots("prepare", "x")
+        stack.snapshots("rm", "x")
+        collect(stack)
+        assert directories(stack) == []
+
+
+def test_layers_unpacked_in_one_mode_are_there_in_the_other(folder: Path, image: Path) -> None:
+    with Stack.running(folder, mounts="linux-host", first_collection="0s") as unpacking:
+        unpacking.ctr("images", "import", "--snapshotter", "lcow", str(image))
+        layers = unpacking.table()
+    (top,) = set(layers) - {parent for parent, _ in layers.values()}
+    with Stack.running(folder, mounts="lcow", first_collection="0s") as stack:
+        assert stack.table() == layers
+        stack.snapshots("prepare", "c1", top)
+        shown = stack.snapshots("mounts", str(folder / "mnt"), "c1")
+        parents = json.loads(shown.partition("parentLayerPaths=")[2])
+        assert len(parents) == LAYERS
+        for parent in parents:
+            with FixedVhd.open(Path(parent) / LAYER_NAME) as disk:
+                assert Ext4.open(disk).listdir("/")
 
 
 def collect(stack: Stack) -> None:
