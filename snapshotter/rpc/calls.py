@@ -5,10 +5,11 @@ A line has the fields `method`, `key`, `duration_ms`, `code` and, where the call
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -17,6 +18,7 @@ import grpc
 
 from snapshotter.rpc.descriptors import Message, MessageClass
 from snapshotter.rpc.status import INTERNAL, status, status_name
+from snapshotter.rpc.streams import Streams
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,10 @@ class Call(Protocol):
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """The headers of the request."""
+        ...
+
+    def cancel(self) -> None:
+        """End the call: the client gets CANCELLED, and whoever waits for it goes on."""
         ...
 
     def abort(self, code: grpc.StatusCode, details: str) -> None:
@@ -64,11 +70,12 @@ class Method:
 class Calls:
     """The calls of one server; counts those under way.
 
-    `quick` are the threads for the methods that are marked so.
+    `quick` are the threads for the methods that are marked so, `streams` those for streams.
     """
 
-    def __init__(self, quick: ThreadPoolExecutor) -> None:
+    def __init__(self, quick: ThreadPoolExecutor, streams: Streams) -> None:
         self._quick = quick
+        self._streams = streams
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._running = 0
@@ -90,18 +97,29 @@ class Calls:
             raise AssertionError("abort raises")
 
         if method.quick:
-            # grpcio looks for this attribute; a version that does not takes the server's threads.
-            handle.experimental_thread_pool = self._quick  # type: ignore[attr-defined]
+            _run_on(self._quick, handle)
         return grpc.unary_unary_rpc_method_handler(handle, method.request.FromString)
 
-    def stream(self, method: Method, answer: Callable[[Message, Call], Iterator[bytes]]) -> Any:  # noqa: ANN401, untyped library
+    def stream(
+        self, method: Method, answer: Callable[[Message, Call], Generator[bytes, None, None]]
+    ) -> Any:  # noqa: ANN401, untyped library
         """A handler that answers a request with any number of encoded messages."""
+        watch = self._streams.watch
 
         def handle(request: Message, call: Call) -> Iterator[bytes]:
             began = self._begin()
             error: BaseException | None = None
             try:
-                yield from answer(request, call)
+                with (
+                    contextlib.closing(answer(request, call)) as answers,
+                    watch.stream(call, answers) as stream,
+                ):
+                    for message in answers:
+                        with watch.waiting(stream):
+                            yield message
+                        if stream.given_up:
+                            error = GeneratorExit()  # as if the caller had gone
+                            return
             except GeneratorExit as caught:
                 error = caught  # the caller has gone
                 raise
@@ -113,6 +131,7 @@ class Calls:
                 code, details = status(error)
                 call.abort(code, details)
 
+        _run_on(self._streams.pool, handle)
         return grpc.unary_stream_rpc_method_handler(handle, method.request.FromString)
 
     def wait_idle(self, *, timeout_s: float) -> bool:
@@ -153,3 +172,8 @@ class Calls:
         record = logging.LogRecord(_log.name, level, __file__, 0, "call", (), trace)
         setattr(record, CALL_FIELDS, fields)
         _log.handle(record)
+
+
+def _run_on(pool: ThreadPoolExecutor, handle: Callable[..., object]) -> None:
+    """Have grpcio run `handle` on these threads; a version that cannot takes the server's."""
+    handle.experimental_thread_pool = pool  # type: ignore[attr-defined]

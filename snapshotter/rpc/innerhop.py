@@ -14,6 +14,7 @@ What is left to other users of the machine is to occupy connections, as with any
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import socket
@@ -71,6 +72,7 @@ class AnnouncedPeers:
             else grpc.unary_unary_rpc_method_handler
         )
 
+        @functools.wraps(serve)  # with the threads that it is to run on
         def guarded(request: Any, call: _Call) -> Any:  # noqa: ANN401, untyped library
             self._check(call)
             return serve(request, call)

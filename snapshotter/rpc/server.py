@@ -23,15 +23,21 @@ import grpc
 from snapshotter.rpc.calls import Calls
 from snapshotter.rpc.endpoint import Endpoint, UnixEndpoint
 from snapshotter.rpc.health import HealthService
+from snapshotter.rpc.streams import STREAM_WORKERS, Patience, Streams
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_WORKERS: Final = 32
-"""Threads, and so the number of calls at work at the same time; others wait."""
+"""Threads, and so the number of calls at work at the same time; others wait. Not counted are those
+of the quick calls and of streams."""
 
 _QUICK_WORKERS: Final = 8
 """Threads for the calls that need the store alone. One of them does the work of all that write, and
 more of them only take the interpreter from it: sixteen clients are served in half the time."""
+
+_PATIENCE: Final = Patience()
+
+_CUT_S: Final = 5.0
 
 _MAX_MESSAGE: Final = 16 << 20
 """containerd's own bound (defaults.DefaultMaxRecvMsgSize)."""
@@ -57,6 +63,7 @@ class Server:
         self,
         server: Any,  # noqa: ANN401, untyped library
         workers: Sequence[ThreadPoolExecutor],
+        streams: Streams,
         calls: Calls,
         health: HealthService,
         endpoint: Endpoint,
@@ -64,6 +71,7 @@ class Server:
     ) -> None:
         self._server = server
         self._workers = workers
+        self._streams = streams
         self._calls = calls
         self._health = health
         self._endpoint = endpoint
@@ -76,14 +84,19 @@ class Server:
         services: Sequence[Service],
         *,
         workers: int = DEFAULT_WORKERS,
+        stream_workers: int = STREAM_WORKERS,
+        patience: Patience = _PATIENCE,
     ) -> Self:
         """Listen at an endpoint, or a Unix socket's path; serve `services`, and health beside them.
+
+        `patience` is for clients that do not read the streams that they asked for.
 
         Raises UnavailableError: another server has the address, the system refuses.
         """
         endpoint = UnixEndpoint(where) if isinstance(where, Path) else where
         quick = ThreadPoolExecutor(min(workers, _QUICK_WORKERS), thread_name_prefix="quick")
-        calls = Calls(quick)
+        streams = Streams(workers=stream_workers, patience=patience)
+        calls = Calls(quick, streams)
         health = HealthService([service.name for service in services])
         with contextlib.ExitStack() as claim:
             claim.enter_context(endpoint.claimed())
@@ -105,14 +118,28 @@ class Server:
             endpoint.bind(server)
             server.start()
             endpoint.open()
-            return cls(server, (pool, quick), calls, health, endpoint, claim.pop_all())
+            streams.start()
+            return cls(
+                server,
+                (pool, quick, streams.pool),
+                streams,
+                calls,
+                health,
+                endpoint,
+                claim.pop_all(),
+            )
 
-    def stop(self, *, grace_s: float) -> bool:
-        """Take no more calls, and whether those under way ended within the grace."""
+    def stop(self, *, grace_s: float, cut_s: float = _CUT_S) -> bool:
+        """Take no more calls, and whether those under way ended within the grace.
+
+        Those that are not are cancelled then; `cut_s` is for them to notice.
+        """
         self._health.stop()
         self._endpoint.leave()
-        self._server.stop(grace_s).wait()
-        idle = self._calls.wait_idle(timeout_s=grace_s)
+        # gRPC waits for the connection of a client that reads nothing, for as long as there is one.
+        ended = self._server.stop(grace_s).wait(grace_s + cut_s)
+        idle = ended and self._calls.wait_idle(timeout_s=cut_s)
+        self._streams.stop()
         if not idle:
             _log.warning("calls are still at work after %g s; they are abandoned", grace_s)
         for pool in self._workers:

@@ -7,7 +7,7 @@ depends on it here, as in containerd's own contrib/snapshotservice.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -106,7 +106,7 @@ class SnapshotsService:
         info = Info(request.info.name, labels=dict(request.info.labels))
         return wire.info_frame(self._backend.update(info, *request.update_mask.paths))
 
-    def _list(self, request: Message, _: Call) -> Iterator[bytes]:
+    def _list(self, request: Message, _: Call) -> Generator[bytes, None, None]:
         return batches(self._backend.walk_frames(*request.filters), size=_BATCH_SIZE)
 
     def _usage(self, request: Message, _: Call) -> bytes:
@@ -118,7 +118,7 @@ class SnapshotsService:
         return _EMPTY
 
 
-def batches(frames: Iterable[bytes], *, size: int) -> Iterator[bytes]:
+def batches(frames: Iterable[bytes], *, size: int) -> Generator[bytes, None, None]:
     """The frames in order, joined to messages of at most `size` bytes; a larger one goes alone."""
     batch: list[bytes] = []
     room = size

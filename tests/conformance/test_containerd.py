@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import subprocess
 import time
@@ -14,6 +15,7 @@ import grpc
 import pytest
 
 from harness.image.demo import DEMO_NAME
+from snapshotter import Snapshotter, import_image
 from snapshotter.ext4.reader import Ext4
 from snapshotter.mounts import LAYER_NAME
 from snapshotter.rpc import messages
@@ -22,6 +24,7 @@ from snapshotter.vhd import FixedVhd
 from tests.conformance.client import RemoteSnapshotter
 from tests.conformance.stack import NAMESPACE, Stack
 from tests.conformance.trees import tree
+from tests.snapshotter.rpc.client import Client
 
 LAYERS = 3
 """Of the demo image."""
@@ -148,6 +151,84 @@ def test_either_side_may_be_killed_in_the_middle(folder: Path, image: Path) -> N
         stack.snapshots("prepare", "look", "saved")
         with mounted(stack.snapshots("mounts", str(target), "look"), target):
             assert (target / "file").read_text() == "written while nobody served"
+
+
+def test_a_collection_goes_on_past_a_snapshot_in_use(folder: Path) -> None:
+    with Stack.running(folder, mounts="lcow", first_collection="0s") as stack:
+        for key in ("a", "b", "c"):
+            stack.snapshots("prepare", key)
+        found = re.search(r"/snapshots/\d+", stack.snapshots("mounts", str(folder / "mnt"), "b"))
+        assert found is not None
+        busy = Path(f"{stack.store}{found[0]}")
+        subprocess.run(["mount", "--bind", str(busy), str(busy)], check=True)
+        try:
+            stack.snapshots("rm", "a", "b", "c")
+            collect(stack)
+            assert directories(stack) == [busy.name]
+        finally:
+            subprocess.run(["umount", str(busy)], check=True)
+        stack.snapshots("prepare", "d")
+        stack.snapshots("rm", "d")  # else containerd finds nothing to look at again
+        collect(stack)
+        assert directories(stack) == []
+
+
+def test_what_others_put_into_its_store_containerd_removes(folder: Path, image: Path) -> None:
+    # docs/containerd.md warns of it.
+    with Stack.running(folder, mounts="lcow", first_collection="0s") as stack:
+        with Snapshotter.open(stack.store) as store:
+            import_image(store, image)
+            store.prepare("pod")
+        stack.snapshots("prepare", "x")
+        stack.snapshots("rm", "x")
+        collect(stack)
+        assert directories(stack) == []
+
+
+def test_layers_unpacked_in_one_mode_are_there_in_the_other(folder: Path, image: Path) -> None:
+    with Stack.running(folder, mounts="linux-host", first_collection="0s") as unpacking:
+        unpacking.ctr("images", "import", "--snapshotter", "lcow", str(image))
+        layers = unpacking.table()
+    (top,) = set(layers) - {parent for parent, _ in layers.values()}
+    with Stack.running(folder, mounts="lcow", first_collection="0s") as stack:
+        assert stack.table() == layers
+        stack.snapshots("prepare", "c1", top)
+        shown = stack.snapshots("mounts", str(folder / "mnt"), "c1")
+        parents = json.loads(shown.partition("parentLayerPaths=")[2])
+        assert len(parents) == LAYERS
+        for parent in parents:
+            with FixedVhd.open(Path(parent) / LAYER_NAME) as disk:
+                assert Ext4.open(disk).listdir("/")
+
+
+def collect(stack: Stack) -> None:
+    """Have containerd collect garbage now. Fails where the collection does."""
+    lease = stack.ctr("leases", "create").strip()
+    stack.ctr("leases", "rm", "--sync", lease)
+
+
+def test_a_layer_that_another_namespace_unpacked_is_taken_from_the_store(folder: Path) -> None:
+    # containerd's remote snapshots: whoever names the layer is told that it is there.
+    chain, ref = "sha256:" + "a" * 64, "containerd.io/snapshot.ref"
+    with (
+        Stack.running(folder, mounts="lcow", first_collection="0s") as stack,
+        Client(stack.containerd.socket, namespace="one") as one,
+        Client(stack.containerd.socket, namespace="two") as two,
+    ):
+        key = f"extract-1 {chain}"
+        (mount,) = one.prepare(key, "", **{ref: chain})
+        (Path(mount.source) / LAYER_NAME).write_bytes(b"layer")
+        one.commit(chain, key, **{ref: chain, "containerd.io/gc.root": "x"})
+        with pytest.raises(grpc.RpcError) as told:
+            two.prepare(f"extract-2 {chain}", "", **{ref: chain, "containerd.io/gc.root": "x"})
+        assert told.value.code() is grpc.StatusCode.ALREADY_EXISTS
+        assert two.stat(chain).kind == one.stat(chain).kind
+        (container,) = two.prepare("container", chain)
+        assert str(Path(mount.source)) in container.options[1]
+        # The layer stays for the one that took it over.
+        one.remove(chain)
+        kept = {Path(each.source).name for each in (mount, container)}
+        assert set(directories(stack)) == kept
 
 
 def test_diff_v1_applies_blobs_of_containerds_content_store(folder: Path, image: Path) -> None:

@@ -223,6 +223,23 @@ def test_a_lost_layer_that_nothing_stands_on_is_removed(root: Path, platform: Pl
     assert check(root, repair=False, platform=platform).clean
 
 
+@pytest.mark.parametrize("children", [True, False])
+def test_a_layer_whose_directory_is_lost_is_removed_where_nothing_stands_on_it(
+    root: Path, platform: Platform, *, children: bool
+) -> None:
+    if not children:
+        with Snapshotter.open(root, durable=False, platform=platform) as store:
+            for key in ("c1", "pod", "v"):
+                store.remove(key)
+    shutil.rmtree(root / "snapshots/1")
+    outcome = Outcome.UNMENDABLE if children else Outcome.MENDED
+    report = check(root, repair=True, platform=platform)
+    assert problems(report) == {Problem.MISSING_DIRECTORY: outcome}
+    with Snapshotter.open(root, durable=False, platform=platform) as store:
+        assert ("layer" in {info.name for info in store.walk()}) is children
+    assert check(root, repair=False, platform=platform).clean is not children
+
+
 def test_a_store_that_is_not_there_or_not_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         check(tmp_path, repair=True)

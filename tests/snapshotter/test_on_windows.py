@@ -180,6 +180,23 @@ def test_others_work_while_a_removal_waits(tmp_path: Path, ntfs: FakeNtfs) -> No
         assert [info.name for info in store.walk()] == [f"v{number}" for number in range(5)]
 
 
+def test_others_work_while_a_publication_waits(tmp_path: Path, ntfs: FakeNtfs) -> None:
+    platform = ScannedPlatform(ntfs, tries=1_000_000)
+    with Snapshotter.open(tmp_path, durable=False, platform=platform, busy_wait_s=30) as store:
+        preparing = threading.Thread(target=store.prepare, args=("pod",))
+        preparing.start()
+        while not platform.refused:
+            time.sleep(0.005)
+        for number in range(5):
+            store.view(f"v{number}")
+            time.sleep(0.01)
+        assert preparing.is_alive()
+        platform.left = 0  # the scanner has seen enough
+        preparing.join(timeout=30)
+        assert not preparing.is_alive()
+        assert [info.name for info in store.walk()] == ["pod", *(f"v{n}" for n in range(5))]
+
+
 def test_what_cannot_be_deleted_now_is_deleted_by_the_next_cleanup(
     windows: Snapshotter, ntfs: FakeNtfs
 ) -> None:

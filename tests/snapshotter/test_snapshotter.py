@@ -1,41 +1,25 @@
-"""containerd's core/snapshots semantics, through the public interface."""
+"""Prepare, View, Commit and Remove as in containerd's core/snapshots, by the public interface."""
 
 from __future__ import annotations
 
-import os
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from snapshotter import Info, Kind, Snapshotter, Usage
+from snapshotter import Kind, Snapshotter
 from snapshotter.errors import (
     AlreadyExistsError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
-    UnavailableError,
 )
-from snapshotter.labels import LOCATION, SIZE_BYTES, SIZE_GB
+from snapshotter.labels import MAX_SIZE, SIZE_BYTES, SIZE_GB
 from snapshotter.units import GIB
 from snapshotter.vhdx import VhdxDisk
-
-GC_ROOT = {"containerd.io/gc.root": "now"}
-
-
-def committed(store: Snapshotter, name: str, parent: str = "") -> str:
-    """A committed layer; its key looks like an unpacker's."""
-    store.prepare(f"extract-x {name}", parent)
-    store.commit(name, f"extract-x {name}")
-    return name
-
-
-def names(store: Snapshotter, *filters: str) -> list[str]:
-    return [info.name for info in store.walk(*filters)]
-
+from tests.snapshotter.layered import GC_ROOT, committed, names
 
 # -- Prepare, View, Mounts
 
@@ -46,7 +30,9 @@ def test_a_prepared_snapshot_has_a_formatted_scratch_disk(store: Snapshotter) ->
         assert disk.size == 20 * GIB
 
 
-@pytest.mark.parametrize(("name", "value"), [(SIZE_GB, "3"), (SIZE_BYTES, str(3 * GIB))])
+@pytest.mark.parametrize(
+    ("name", "value"), [(SIZE_GB, "3"), (SIZE_BYTES, str(3 * GIB)), (MAX_SIZE, str(3 * GIB))]
+)
 def test_a_size_label_decides_the_size(store: Snapshotter, name: str, value: str) -> None:
     (mount,) = store.prepare("c1", labels={name: value})
     with VhdxDisk.open(Path(mount.source) / "sandbox.vhdx") as disk:
@@ -242,114 +228,7 @@ def test_numbers_are_never_given_out_twice(store: Snapshotter) -> None:
     assert len(seen) == 4
 
 
-# -- Stat, Update, Usage, Walk
-
-
-def test_a_new_snapshot_was_created_and_updated_at_once(store: Snapshotter) -> None:
-    store.prepare("a", labels=GC_ROOT)
-    info = store.stat("a")
-    assert info.created_ns == info.updated_ns > 0
-    assert info == Info("a", Kind.ACTIVE, "", GC_ROOT, info.created_ns, info.updated_ns)
-
-
-def test_an_unknown_key_is_not_found_even_in_an_empty_store(store: Snapshotter) -> None:
-    for call in (store.stat, store.usage, store.mounts, store.remove, store.shared_disk):
-        with pytest.raises(NotFoundError, match="'x'"):
-            call("x")
-    with pytest.raises(NotFoundError):
-        store.update(Info("x"))
-
-
-def test_update_without_paths_replaces_labels_and_nothing_else(store: Snapshotter) -> None:
-    committed(store, "base")
-    store.prepare("a", "base", labels={"l1": "1", "l2": "2"})
-    before = store.stat("a")
-    after = store.update(replace(before, labels={"l3": "3"}, parent="", kind=Kind.VIEW))
-    assert after == replace(before, labels={"l3": "3"}, updated_ns=after.updated_ns)
-    assert after.updated_ns > before.updated_ns
-    assert store.stat("a") == after
-
-
-def test_update_of_single_labels_sets_and_deletes(store: Snapshotter) -> None:
-    store.prepare("a", labels={"l1": "1", "l2": "2", "a.b": "x"})
-    after = store.update(Info("a", labels={"l1": "9", "a.b": ""}), "labels.l1", "labels.l2")
-    assert after.labels == {"l1": "9", "a.b": "x"}
-    assert store.update(Info("a"), "labels.a.b").labels == {"l1": "9"}
-    assert store.update(Info("a", labels={"z": "1"}), "labels").labels == {"z": "1"}
-
-
-@pytest.mark.parametrize("path", ["parent", "kind", "name", "label", "labels.", ""])
-def test_no_other_field_can_be_updated(store: Snapshotter, path: str) -> None:
-    store.prepare("a")
-    with pytest.raises(InvalidArgumentError, match="cannot update"):
-        store.update(Info("a"), path)
-
-
-def test_a_committed_snapshot_can_be_updated(store: Snapshotter) -> None:
-    committed(store, "base")
-    assert store.update(Info("base", labels={"a": "1"})).labels == {"a": "1"}
-
-
-def test_usage_of_an_active_snapshot_is_live_and_fixed_by_commit(store: Snapshotter) -> None:
-    (mount,) = store.prepare("extract-1 x")
-    empty = store.usage("extract-1 x")
-    layer = Path(mount.source) / "layer.vhd"
-    with layer.open("wb") as file:
-        file.write(os.urandom(64 * 1024))
-        os.fsync(file.fileno())
-    used = store.usage("extract-1 x")
-    assert used.size - empty.size >= 64 * 1024
-    assert used.inodes == empty.inodes + 1
-    store.commit("x", "extract-1 x")
-    layer.write_bytes(b"")
-    assert store.usage("x") == used
-
-
-def test_usage_of_a_view_is_nothing(store: Snapshotter) -> None:
-    committed(store, "base")
-    store.view("v", "base")
-    assert store.usage("v") == Usage(0, 0)
-
-
-def test_an_empty_store_walks_empty(store: Snapshotter) -> None:
-    assert names(store) == []
-    assert names(store, "kind==active") == []
-
-
-def test_walk_goes_in_byte_order(store: Snapshotter) -> None:
-    for key in ("ä", "b", "B", "a/1/x", "a"):
-        store.view(key)
-    assert names(store) == ["B", "a", "a/1/x", "b", "ä"]
-
-
-def test_the_filters_of_containerds_suite(store: Snapshotter) -> None:
-    committed(store, "base")
-    store.prepare("a", "base", labels={"l": "v", "dotted.key/x": "y"})
-    store.view("v", "base")
-    assert names(store, "kind==active") == ["a"]
-    assert names(store, "name==a", "name==v") == ["a", "v"]
-    assert names(store, "name==a,labels.l") == ["a"]
-    assert names(store, "parent==base") == ["a", "v"]
-    assert names(store, 'parent!=""') == ["a", "v"]
-    assert names(store, 'labels."dotted.key/x"==y') == ["a"]
-    assert names(store, "labels.l==other") == []
-
-
-def test_a_bad_filter_is_refused_before_the_first_step(store: Snapshotter) -> None:
-    with pytest.raises(InvalidArgumentError):
-        store.walk("name==")
-
-
-def test_every_call_works_while_walking(store: Snapshotter) -> None:
-    for key in ("a", "b", "c"):
-        store.view(key)
-    for info in store.walk():
-        assert store.stat(info.name) == info
-        store.remove(info.name)
-    assert names(store) == []
-
-
-# -- the store
+# -- unpackers
 
 
 def test_the_remote_snapshot_lookup_of_containerd_finds_the_committed_one(
@@ -379,88 +258,7 @@ def test_an_unpacker_is_told_of_a_layer_that_is_committed_already(store: Snapsho
     store.prepare("ns/6/extract-5 sha256:aa", labels=ref)  # one without its layer is no help
 
 
-def test_what_was_stored_is_there_after_reopening(tmp_path: Path) -> None:
-    with Snapshotter.open(tmp_path) as store:
-        mounts = store.prepare("a", labels={"l": "ä"})
-        info = store.stat("a")
-    with Snapshotter.open(tmp_path, create=False) as store:
-        assert store.stat("a") == info
-        assert store.mounts("a") == mounts
-        assert (Path(mounts[0].source) / "sandbox.vhdx").is_file()
-
-
-def test_a_relative_root_gives_absolute_paths(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with Snapshotter.open("here", durable=False) as store:
-        (mount,) = store.prepare("a")
-    assert mount.source == str(tmp_path / "here/snapshots/1")
-    assert Path(os.readlink(f"{mount.source}/sandbox.vhdx")).is_absolute()
-
-
-def test_a_moved_root_keeps_its_scratch_disks(tmp_path: Path) -> None:
-    with Snapshotter.open(tmp_path / "old", durable=False) as store:
-        store.prepare("a")
-    (tmp_path / "old").rename(tmp_path / "new")
-    with Snapshotter.open(tmp_path / "new", durable=False) as store:
-        (mount,) = store.mounts("a")
-        assert (Path(mount.source) / "sandbox.vhdx").resolve().is_relative_to(tmp_path / "new")
-
-
-def test_a_store_that_is_not_there_is_not_made_unasked(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no snapshotter store"):
-        Snapshotter.open(tmp_path / "none", create=False)
-    assert not (tmp_path / "none").exists()
-
-
-def test_a_root_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UnavailableError, match="cannot create the root"):
-        Snapshotter.open(tmp_path / "file")
-
-
-def test_metadata_of_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "metadata.db").write_bytes(b"bolt" * 4096)
-    with pytest.raises(UnavailableError, match="no store of lcow-snapshotter"):
-        Snapshotter.open(tmp_path)
-
-
-def test_closing_twice_is_fine_and_later_calls_say_so(tmp_path: Path) -> None:
-    store = Snapshotter.open(tmp_path, durable=False)
-    store.close()
-    store.close()
-    with pytest.raises(UnavailableError, match="closed"):
-        store.stat("a")
-    assert list((tmp_path / "owners").iterdir()) == []
-
-
-def test_a_default_size_out_of_bounds_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="not possible"):
-        Snapshotter.open(tmp_path, default_scratch_size=1)
-
-
-@pytest.fixture
-def fast(tmp_path: Path) -> Path:
-    (tmp_path / "fast").mkdir()
-    return tmp_path / "fast"
-
-
-def test_an_allowed_location_holds_the_disk(tmp_path: Path, fast: Path) -> None:
-    root = tmp_path / "root"
-    with Snapshotter.open(root, durable=False, scratch_locations=[fast]) as store:
-        (mount,) = store.prepare("a", labels={LOCATION: str(fast)})
-        disk = (Path(mount.source) / "sandbox.vhdx").resolve()
-        assert disk.is_relative_to(fast)
-        assert disk.is_file()
-    with Snapshotter.open(root, durable=False) as store:
-        store.remove("a")
-    assert [path.name for path in fast.rglob("*") if path.is_file()] == ["scratch.vhdx"]
-
-
-def test_a_location_nobody_allowed_is_refused(store: Snapshotter, fast: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"location.*not inside an allowed"):
-        store.prepare("a", labels={LOCATION: str(fast)})
+# -- many at once
 
 
 def test_many_threads_work_on_one_store(store: Snapshotter) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -65,6 +66,14 @@ class Process:
         assert self.process.stdout.readline() == f"listening on unix://{self.path}\n"
         return self
 
+    def has_open(self, name: str) -> bool:
+        """Whether it has a file of that name open."""
+        for path in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if path.readlink().name == name:
+                    return True
+        return False
+
     def end(self, number: int = signal.SIGTERM) -> tuple[int, list[dict[str, object]]]:
         """Send a signal; the exit code and the log."""
         self.process.send_signal(number)
@@ -107,6 +116,24 @@ def test_a_server_is_private_logs_each_call_and_ends_in_order(
     with Snapshotter.open(tmp_path) as store:
         assert check_consistent(store) == {"extract-1"}
     assert list((tmp_path / "owners").iterdir()) == []
+
+
+def test_nobody_is_listened_to_before_the_store_is_recovered(tmp_path: Path, sockets: Path) -> None:
+    with Snapshotter.open(tmp_path) as store:
+        store.prepare("extract-1")
+        removed = store.directory("extract-1")
+    removed.rename(removed.with_name(f"rm-{removed.name}"))  # killed before its commit
+    with contextlib.closing(sqlite3.connect(tmp_path / "metadata.db")) as connection:
+        connection.execute("BEGIN IMMEDIATE")  # recovery needs the write lock
+        with Process(tmp_path, sockets / "s") as server:
+            while not server.has_open("metadata.db"):
+                time.sleep(0.01)
+            time.sleep(0.3)
+            assert not (sockets / "s").exists()
+            assert not removed.exists()
+            connection.rollback()
+            server.ready()
+            assert removed.exists()
 
 
 def test_an_interrupt_ends_it_as_well(tmp_path: Path, sockets: Path) -> None:

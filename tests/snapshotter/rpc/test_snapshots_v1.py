@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -17,12 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotter import Snapshotter
+from snapshotter.labels import (
+    LOCATION,
+    MAX_SIZE,
+    OWNER_KEY,
+    REUSE_SCRATCH,
+    SIZE_BYTES,
+    SIZE_GB,
+)
 from snapshotter.metastore.model import Info, Usage
 from snapshotter.mounts import Mount
 from snapshotter.rpc import messages
 from snapshotter.rpc.backend import Backend
 from snapshotter.rpc.server import Server
 from snapshotter.rpc.snapshots_v1 import SnapshotsService, batches, encoded_mounts
+from tests.fakes.ntfs import FakeNtfs
 from tests.snapshotter.rpc.client import SNAPSHOTS, Client
 
 REF = "containerd.io/snapshot.ref"
@@ -37,6 +46,10 @@ def failure(call: Callable[[], object]) -> tuple[str, str]:
         call()
     error = caught.value
     return error.code().name, error.details()
+
+
+def share(owner: str) -> dict[str, str]:
+    return {REUSE_SCRATCH: "true", OWNER_KEY: owner}
 
 
 def layer(client: Client, name: str, parent: str = "") -> None:
@@ -92,6 +105,13 @@ def test_a_snapshot_goes_through_its_whole_life(client: Client, store: Snapshott
         ("INVALID_ARGUMENT", "filter", lambda c: c.infos("", "name==")),
         ("INVALID_ARGUMENT", "key is empty", lambda c: c.prepare("")),
         ("INVALID_ARGUMENT", "cannot change parent", lambda c: c.commit("n", "on-base", "other")),
+        ("INVALID_ARGUMENT", f"{SIZE_GB}='big'", lambda c: c.prepare("n", **{SIZE_GB: "big"})),
+        ("INVALID_ARGUMENT", f"{SIZE_BYTES}='-1'", lambda c: c.prepare("n", **{SIZE_BYTES: "-1"})),
+        ("INVALID_ARGUMENT", f"{MAX_SIZE}='1G'", lambda c: c.prepare("n", **{MAX_SIZE: "1G"})),
+        ("INVALID_ARGUMENT", f"{LOCATION}='/etc'", lambda c: c.prepare("n", **{LOCATION: "/etc"})),
+        ("INVALID_ARGUMENT", OWNER_KEY, lambda c: c.prepare("n", **{REUSE_SCRATCH: "true"})),
+        ("NOT_FOUND", "client key 'x'", lambda c: c.prepare("n/1/n", **share("x"))),
+        ("INVALID_ARGUMENT", "size", lambda c: c.prepare("n", **share("a"), **{SIZE_GB: "3"})),
     ],
 )
 def test_errors_have_the_code_that_containerd_knows_them_by(
@@ -146,27 +166,6 @@ def test_a_bug_is_internal_and_its_text_stays_in_the_log(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_list_that_nobody_reads_takes_no_thread_from_the_quick_calls(sockets: Path) -> None:
-    threads: dict[str, str] = {}
-
-    class Recording:
-        def stat_frame(self, _: str) -> bytes:
-            threads["stat"] = threading.current_thread().name
-            return b""
-
-        def walk_frames(self, *_: str) -> Iterator[bytes]:
-            threads["list"] = threading.current_thread().name
-            return iter(())
-
-    server = Server.start(sockets / "t", [SnapshotsService(cast("Backend", Recording()))])
-    with Client(sockets / "t") as client:
-        client.stat("x")
-        assert list(client.batches()) == []
-    assert server.stop(grace_s=5)
-    assert threads["stat"].startswith("quick")
-    assert threads["list"].startswith("call")
-
-
 # -- facts/containerd-proxy.md section 1, traps (a) to (h)
 
 
@@ -180,6 +179,18 @@ def test_a_remote_snapshot_is_found_by_the_filter_that_containerd_sends(client: 
     assert client.names(found) == ["k8s.io/4/sha256:bb"]
     assert client.names(f'labels."{REF}"==sha256:aa,parent==""') == ["k8s.io/2/sha256:aa"]
     assert client.names(f'labels."{REF}"==sha256:bb,parent==""') == []
+
+
+def test_an_unpacker_is_told_of_a_layer_that_is_there(client: Client, store: Snapshotter) -> None:
+    # (a) With the label, AlreadyExists means the layer; containerd then looks as above.
+    client.prepare("k8s.io/1/extract-1 sha256:aa", "", **{REF: "sha256:aa"})
+    (store.directory("k8s.io/1/extract-1 sha256:aa") / "layer.vhd").write_bytes(b"layer")
+    client.commit("k8s.io/2/sha256:aa", "k8s.io/1/extract-1 sha256:aa", **{REF: "sha256:aa"})
+    again = "demo/3/extract-2 sha256:aa"
+    code, details = failure(lambda: client.prepare(again, "", **{REF: "sha256:aa"}))
+    assert (code, "k8s.io/2/sha256:aa" in details) == ("ALREADY_EXISTS", True)
+    assert client.names() == ["k8s.io/2/sha256:aa"]
+    client.prepare(again)  # without it, whoever asks is not prepared for that answer
 
 
 def test_a_refused_remove_says_remove(client: Client) -> None:
@@ -284,6 +295,33 @@ def test_a_garbage_collection_lists_removes_and_cleans_up(
     client.cleanup()
     assert list((store.root / "snapshots").iterdir()) == []
     assert list((store.root / "scratch").iterdir()) == []
+
+
+@pytest.mark.parametrize("platform", ["ntfs"], indirect=True)
+def test_a_collection_skips_a_disk_in_use_and_takes_the_rest(
+    client: Client, store: Snapshotter, ntfs: FakeNtfs
+) -> None:
+    # Any other code would end containerd's collection there (core/metadata, pruneBranch).
+    for key in ("a", "busy", "c"):
+        client.prepare(key)
+    shared = store.shared_disk("busy")
+    assert shared is not None
+    with ntfs.hold(shared.path):
+        refusals = {key: removal_code(client, key) for key in client.names()}
+        assert refusals == {"a": "OK", "busy": "FAILED_PRECONDITION", "c": "OK"}
+        client.cleanup()
+        assert shared.path.is_file()
+    client.remove("busy")
+    client.cleanup()
+    assert list((store.root / "scratch").iterdir()) == []
+
+
+def removal_code(client: Client, key: str) -> str:
+    try:
+        client.remove(key)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "OK"
 
 
 def test_a_parent_may_come_with_the_commit(client: Client) -> None:
@@ -394,7 +432,7 @@ def test_a_call_that_outlasts_the_grace_is_given_up(store: Snapshotter, sockets:
     with Client(sockets / "slow") as client, ThreadPoolExecutor(1) as pool:
         made = pool.submit(client.prepare, "a")
         assert slow.entered.wait(10)
-        assert server.stop(grace_s=0.05) is False
+        assert server.stop(grace_s=0.05, cut_s=0.05) is False
         assert isinstance(made.exception(), grpc.RpcError)
         slow.released.set()
 
