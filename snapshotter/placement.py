@@ -36,12 +36,16 @@ from snapshotter.metastore.store import MetaStore, Transaction
 from snapshotter.mounts import LAYER_NAME, SCRATCH_NAME
 from snapshotter.platform import Platform
 from snapshotter.platform.patience import Patience
+from snapshotter.recent import Recent
 from snapshotter.scratch.sharing import shared_scratch
 from snapshotter.scratch.store import ScratchStore
 from snapshotter.shelf import Shelf, discard
 from snapshotter.usage import EMPTY_INODES, disk_usage
 
 _log = logging.getLogger(__name__)
+
+_MOST_PREPARED: Final = 1000
+"""Numbers that are remembered; those of snapshots that are never committed go by and by."""
 
 _NONE: Final = SnapshotId(0)
 """The number of no snapshot."""
@@ -86,6 +90,8 @@ class Placement:
         self._recover = recover
         self._links_refused = links_refused
         self._busy_wait_s = busy_wait_s
+        # For their commits, which check the number anyway and need not ask for it then.
+        self._prepared: Recent[str, SnapshotId] = Recent(most=_MOST_PREPARED)
 
     def create(
         self,
@@ -144,10 +150,14 @@ class Placement:
             patience = Patience(self._busy_wait_s)
             while True:
                 try:
-                    return self._publish(kind, key, parent, labels, request, ready)
+                    made = self._publish(kind, key, parent, labels, request, ready)
                 except DiskInUseError as error:
                     if not error.may_pass or not patience.wait():
                         raise
+                else:
+                    if kind is Kind.ACTIVE:
+                        self._prepared.put(key, made.id)
+                    return made
         except BaseException:
             discard(self._platform, staged)
             raise
@@ -220,9 +230,11 @@ class Placement:
     def commit(self, name: str, key: str, labels: Mapping[str, str], parent: str) -> None:
         """Turn the active `key` into the committed `name`. Raises as `Snapshotter.commit` does."""
         check_key("name", name)
+        number = self._prepared.take(key)
         while True:
-            with self._store.looking() as tx:
-                number = tx.snapshots.number(key)
+            if number is None:
+                with self._store.looking() as tx:
+                    number = tx.snapshots.number(key)
             usage = Usage()
             if number is not None:
                 usage = disk_usage(self._platform.long(self._snapshots.entry(number)))
@@ -230,6 +242,7 @@ class Placement:
                 partial(self._commit, name, key, labels, parent, number or _NONE, usage)
             ):
                 return
+            number = None
 
     def _commit(
         self,

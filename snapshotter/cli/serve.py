@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -119,7 +120,7 @@ def serve(
             content.close()
         if not idle:
             # The interpreter would wait for the threads of the calls that were abandoned.
-            sys.stderr.flush()
+            logging.shutdown()
             os._exit(ExitCode.FAILED)
 
 

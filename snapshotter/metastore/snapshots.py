@@ -10,8 +10,8 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from snapshotter.errors import (
     AlreadyExistsError,
@@ -35,11 +35,13 @@ _LABELS_FIELD: Final = "labels"
 _LABEL_FIELD: Final = "labels."
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
+    """What most operations need of a snapshot; `parent` is its parent's key, or ""."""
+
     id: SnapshotId
     kind: Kind
     parent_id: SnapshotId | None
+    parent: str
 
 
 class Snapshots:
@@ -54,26 +56,16 @@ class Snapshots:
         Raises NotFoundError or InvalidArgumentError (parent missing, not committed), then
         AlreadyExistsError.
         """
-        parent_id = None
-        if parent:
-            row = self._find(parent)
-            if row is None:
-                raise NotFoundError(f"parent snapshot {parent!r} does not exist")
-            if row.kind is not Kind.COMMITTED:
-                raise InvalidArgumentError(
-                    f"parent snapshot {parent!r} is {row.kind.word}, not committed; commit it first"
-                )
-            parent_id = row.id
-        if self._find(key) is not None:
-            raise AlreadyExistsError(f"snapshot {key!r} already exists")
-        return parent_id
+        row = self._base(key, parent)
+        return None if row is None else row.id
 
     def create(self, kind: Kind, key: str, parent: str, labels: Mapping[str, str]) -> Snapshot:
         """Add an active snapshot or a view, with the labels that have a value.
 
         Raises NotFoundError, InvalidArgumentError, AlreadyExistsError.
         """
-        parent_id = self.check_create(key, parent)
+        base = self._base(key, parent)
+        parent_id = None if base is None else base.id
         kept = _checked(labels)
         name = BackendKey.parse(key)
         now = time.time_ns()
@@ -88,11 +80,11 @@ class Snapshots:
         )
         number = SnapshotId(cursor.lastrowid or 0)
         self._set_labels(number, kept)
-        return Snapshot(number, kind, self._ancestors(parent_id))
+        return Snapshot(number, kind, () if base is None else self._chain(base))
 
     def number(self, key: str) -> SnapshotId | None:
         """The number of the snapshot with this key, if there is one."""
-        row = self._find(key)
+        row = self._find(key).get(key)
         return None if row is None else row.id
 
     def commit(
@@ -112,16 +104,17 @@ class Snapshots:
         Raises AlreadyExistsError (name), NotFoundError (key, parent), FailedPreconditionError
         (`key` not active, `parent` not committed), InvalidArgumentError (another parent).
         """
-        row = self._committable(name, key)
+        rows = self._find(name, key, parent)
+        row = _committable(name, key, rows)
         if only is not None and row.id != only:
             return row.id
-        parent_id = row.parent_id
+        parent_id, base = row.parent_id, row.parent
         if parent:
-            parent_id = self._rebased(key, row, parent)
+            parent_id, base = _rebased(key, row, parent, rows.get(parent)), parent
         kept = _checked(labels)
         new = BackendKey.parse(name)
         now = time.time_ns()
-        info = Info(name, Kind.COMMITTED, self._key(parent_id), kept, now, now)
+        info = Info(name, Kind.COMMITTED, base, kept, now, now)
         self._connection.execute(
             "UPDATE snapshot SET key = ?, namespace = ?, client = ?, kind = ?, parent_id = ?,"
             " created_ns = ?, updated_ns = ?, size = ?, inodes = ?, frame = ? WHERE id = ?",
@@ -138,16 +131,20 @@ class Snapshots:
 
         Raises NotFoundError, FailedPreconditionError (it has children).
         """
-        row = self._existing(key)
-        child = self._connection.execute(
-            "SELECT key FROM snapshot WHERE parent_id = ? LIMIT 1", (row.id,)
+        row = self._connection.execute(
+            "SELECT id, (SELECT key FROM snapshot c WHERE c.parent_id = s.id LIMIT 1)"
+            " FROM snapshot s WHERE key = ?",
+            (key,),
         ).fetchone()
+        if row is None:
+            raise _missing(key)
+        number, child = row
         if child is not None:
             raise FailedPreconditionError(
-                f"cannot remove snapshot {key!r} with child; remove {child[0]!r} first"
+                f"cannot remove snapshot {key!r} with child; remove {child!r} first"
             )
-        self._connection.execute("DELETE FROM snapshot WHERE id = ?", (row.id,))
-        return row.id
+        self._connection.execute("DELETE FROM snapshot WHERE id = ?", (number,))
+        return SnapshotId(number)
 
     def update(self, info: Info, fieldpaths: Sequence[str]) -> Info:
         """Set labels and return the result; all labels without field paths.
@@ -263,41 +260,45 @@ class Snapshots:
         )
         return frozenset(itertools.chain.from_iterable(rows))
 
-    def _find(self, key: str) -> _Row | None:
-        row = self._connection.execute(
-            "SELECT id, kind, parent_id FROM snapshot WHERE key = ?", (key,)
-        ).fetchone()
-        return None if row is None else _Row(row[0], Kind(row[1]), row[2])
+    def _find(self, first: str, second: str = "", third: str = "") -> dict[str, _Row]:
+        """The snapshots with these keys, those that there are; no snapshot has the key ""."""
+        rows = self._connection.execute(
+            "SELECT s.key, s.id, s.kind, s.parent_id, coalesce(p.key, '')"
+            " FROM snapshot s LEFT JOIN snapshot p ON p.id = s.parent_id"
+            " WHERE s.key IN (?, ?, ?)",
+            (first, second, third),
+        )
+        return {
+            key: _Row(number, Kind(kind), parent_id, parent)
+            for key, number, kind, parent_id, parent in rows
+        }
 
     def _existing(self, key: str) -> _Row:
-        row = self._find(key)
+        row = self._find(key).get(key)
         if row is None:
             raise _missing(key)
         return row
 
-    def _committable(self, name: str, key: str) -> _Row:
-        if self._find(name) is not None:
-            raise AlreadyExistsError(f"snapshot {name!r} already exists")
-        row = self._existing(key)
-        if row.kind is not Kind.ACTIVE:
-            raise FailedPreconditionError(f"snapshot {key!r} is {row.kind.word}, not active")
-        return row
-
-    def _rebased(self, key: str, row: _Row, parent: str) -> SnapshotId:
-        found = self._find(parent)
-        if row.parent_id is not None:
-            if found is None or found.id != row.parent_id:
+    def _base(self, key: str, parent: str) -> _Row | None:
+        """The parent, after the checks of `check_create`; None without one."""
+        rows = self._find(key, parent)
+        base = None
+        if parent:
+            base = rows.get(parent)
+            if base is None:
+                raise NotFoundError(f"parent snapshot {parent!r} does not exist")
+            if base.kind is not Kind.COMMITTED:
                 raise InvalidArgumentError(
-                    f"cannot change parent of active snapshot {key!r} to {parent!r}"
+                    f"parent snapshot {parent!r} is {base.kind.word}, not committed;"
+                    " commit it first"
                 )
-            return row.parent_id
-        if found is None:
-            raise NotFoundError(f"parent snapshot {parent!r} does not exist")
-        if found.kind is not Kind.COMMITTED:
-            raise FailedPreconditionError(
-                f"parent snapshot {parent!r} is {found.kind.word}, not committed; commit it first"
-            )
-        return found.id
+        if key in rows:
+            raise AlreadyExistsError(f"snapshot {key!r} already exists")
+        return base
+
+    def _chain(self, row: _Row) -> tuple[SnapshotId, ...]:
+        """A snapshot and those that it is on, nearest first."""
+        return (row.id, *self._ancestors(row.parent_id))
 
     def _ancestors(self, parent_id: SnapshotId | None) -> tuple[SnapshotId, ...]:
         if parent_id is None:
@@ -313,21 +314,43 @@ class Snapshots:
         )
         return tuple(SnapshotId(row[0]) for row in rows)
 
-    def _key(self, number: SnapshotId | None) -> str:
-        row = self._connection.execute(
-            "SELECT key FROM snapshot WHERE id = ?", (number,)
-        ).fetchone()
-        return "" if row is None else str(row[0])
-
     def _replace_labels(self, number: SnapshotId, labels: Mapping[str, str]) -> None:
         self._connection.execute("DELETE FROM label WHERE snapshot_id = ?", (number,))
         self._set_labels(number, labels)
 
     def _set_labels(self, number: SnapshotId, labels: Mapping[str, str]) -> None:
-        self._connection.executemany(
-            "INSERT INTO label (snapshot_id, name, value) VALUES (?, ?, ?)",
-            [(number, name, value) for name, value in labels.items()],
+        if labels:
+            self._connection.executemany(
+                "INSERT INTO label (snapshot_id, name, value) VALUES (?, ?, ?)",
+                [(number, name, value) for name, value in labels.items()],
+            )
+
+
+def _committable(name: str, key: str, rows: Mapping[str, _Row]) -> _Row:
+    if name in rows:
+        raise AlreadyExistsError(f"snapshot {name!r} already exists")
+    row = rows.get(key)
+    if row is None:
+        raise _missing(key)
+    if row.kind is not Kind.ACTIVE:
+        raise FailedPreconditionError(f"snapshot {key!r} is {row.kind.word}, not active")
+    return row
+
+
+def _rebased(key: str, row: _Row, parent: str, found: _Row | None) -> SnapshotId:
+    if row.parent_id is not None:
+        if found is None or found.id != row.parent_id:
+            raise InvalidArgumentError(
+                f"cannot change parent of active snapshot {key!r} to {parent!r}"
+            )
+        return row.parent_id
+    if found is None:
+        raise NotFoundError(f"parent snapshot {parent!r} does not exist")
+    if found.kind is not Kind.COMMITTED:
+        raise FailedPreconditionError(
+            f"parent snapshot {parent!r} is {found.kind.word}, not committed; commit it first"
         )
+    return found.id
 
 
 def _checked(labels: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,6 @@ its thread gets the error; where COMMIT fails, all of them fail.
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,17 +25,15 @@ from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar, cast
 
 from snapshotter.errors import UnavailableError
-from snapshotter.metastore.properties import Properties
+from snapshotter.metastore import writeahead
+from snapshotter.metastore.connections import ClosedError, Connections, Tables
 from snapshotter.metastore.reserve import Reserve
 from snapshotter.metastore.schema import migrate
-from snapshotter.metastore.scratches import Scratches
-from snapshotter.metastore.snapshots import Snapshots
 from snapshotter.metastore.turns import Standing, Ticket, Turns
 
 Result = TypeVar("Result")
 
 DEFAULT_BUSY_TIMEOUT_S: Final = 10.0
-_IDLE_CONNECTIONS: Final = 8
 _BUGS: Final = (sqlite3.IntegrityError, sqlite3.ProgrammingError)
 """Errors that are ours: the checks come before the statements."""
 _MAX_GROUP: Final = 64
@@ -52,7 +49,7 @@ class Transaction:
 
     __slots__ = ("_flushes", "properties", "scratches", "snapshots")
 
-    def __init__(self, tables: _Tables) -> None:
+    def __init__(self, tables: Tables) -> None:
         self.snapshots = tables.snapshots
         self.scratches = tables.scratches
         self.properties = tables.properties
@@ -69,18 +66,6 @@ class Transaction:
         """Call what `flush_before_commit` was given."""
         for flush in self._flushes.values():
             flush()
-
-
-class _Tables:
-    """A connection and the tables in it; one thread at a time has it."""
-
-    __slots__ = ("connection", "properties", "scratches", "snapshots")
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
-        self.snapshots = Snapshots(connection)
-        self.scratches = Scratches(connection)
-        self.properties = Properties(connection)
 
 
 class _Operation(Generic[Result]):
@@ -118,33 +103,38 @@ class MetaStore:
         self.reserve = Reserve(path.with_suffix(".reserve"))
         self._busy_timeout_s = busy_timeout_s
         self._turns: Turns[_Operation[Any]] = Turns()
-        self._idle_lock = threading.Lock()
-        self._idle: list[_Tables] = []
-        self._closed = False
+        self._connections = Connections(path, busy_timeout_s=busy_timeout_s)
 
     @classmethod
     def open(cls, path: Path, *, busy_timeout_s: float = DEFAULT_BUSY_TIMEOUT_S) -> Self:
         """Open the file, making or migrating it where needed. Raises UnavailableError."""
         store = cls(path, busy_timeout_s=busy_timeout_s)
         with store._errors():
-            connection = store._connect()
+            tables = store._connections.writer()
             try:
-                store._use_wal(connection)
-                migrate(connection)
+                store._use_wal(tables.connection)
+                migrate(tables.connection)
             except BaseException:
-                connection.close()
+                tables.connection.close()
                 raise
-        store._give_back(_Tables(connection))
+        store._connections.give_back(tables)
         store.reserve.fill()
         return store
 
+    def warm(self) -> None:
+        """Lay out the write-ahead log, for commits that cost less: what will commit often wants it.
+
+        Writers wait for some milliseconds. Raises UnavailableError.
+        """
+        log = writeahead.log_of(self.path)
+        with self.transaction(write=True):
+            changed = writeahead.lay_out(log)
+        if changed:
+            writeahead.flush(log)
+
     def close(self) -> None:
         """Close; a second call does nothing. Transactions under way end by themselves."""
-        with self._idle_lock:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for tables in idle:
-            tables.connection.close()
+        self._connections.close()
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[Transaction]:
@@ -175,17 +165,20 @@ class MetaStore:
 
         Raises UnavailableError.
         """
-        with self._errors():
-            tables = self._take_tables()
-            try:
-                yield Transaction(tables)
-            finally:
-                self._end(tables)
+        tables = self._take(self._connections.reader)
+        try:
+            yield Transaction(tables)
+        except _BUGS:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise self._error(error) from error
+        finally:
+            self._end(tables)
 
     @contextmanager
     def _read(self) -> Iterator[Transaction]:
         with self._errors():
-            tables = self._take_tables()
+            tables = self._take(self._connections.reader)
             try:
                 tables.connection.execute("BEGIN")
                 yield Transaction(tables)
@@ -277,8 +270,8 @@ class MetaStore:
                 connection.execute("ROLLBACK TO member")
             connection.execute("RELEASE member")
 
-    def _begin(self) -> _Tables:
-        tables = self._take_tables()
+    def _begin(self) -> Tables:
+        tables = self._take(self._connections.writer)
         try:
             tables.connection.execute("BEGIN IMMEDIATE")
         except sqlite3.DatabaseError as error:
@@ -289,7 +282,7 @@ class MetaStore:
             raise
         return tables
 
-    def _end(self, tables: _Tables) -> None:
+    def _end(self, tables: Tables) -> None:
         """Roll back what is not committed, and keep the connection where it is sound."""
         try:
             if tables.connection.in_transaction:
@@ -297,35 +290,15 @@ class MetaStore:
         except sqlite3.Error:
             tables.connection.close()
         else:
-            self._give_back(tables)
+            self._connections.give_back(tables)
 
-    def _take_tables(self) -> _Tables:
-        with self._idle_lock:
-            if self._closed:
-                raise UnavailableError(f"the store {self.path} is closed; open it again")
-            if self._idle:
-                return self._idle.pop()
-        with self._errors():
-            return _Tables(self._connect())
-
-    def _give_back(self, tables: _Tables) -> None:
-        with self._idle_lock:
-            if not self._closed and len(self._idle) < _IDLE_CONNECTIONS:
-                self._idle.append(tables)
-                return
-        tables.connection.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path,
-            timeout=self._busy_timeout_s,
-            isolation_level=None,  # BEGIN is ours
-            check_same_thread=False,  # one thread at a time: it is out of the idle list
-            cached_statements=256,
-        )
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        return connection
+    def _take(self, take: Callable[[], Tables]) -> Tables:
+        try:
+            return take()
+        except ClosedError:
+            raise UnavailableError(f"the store {self.path} is closed; open it again") from None
+        except sqlite3.DatabaseError as error:
+            raise self._error(error) from error
 
     def _use_wal(self, connection: sqlite3.Connection) -> None:
         # Changing the journal mode takes an exclusive lock without the busy handler, so two

@@ -65,15 +65,18 @@ def together(
 def commits(store: MetaStore) -> Iterator[list[str]]:
     """The statements of every connection from now on."""
     statements: list[str] = []
-    connect = store._connect
+    connections = store._connections
+    connect = connections.connect
 
     def traced() -> sqlite3.Connection:
         connection = connect()
         connection.set_trace_callback(statements.append)
         return connection
 
-    store._idle.clear()
-    store._connect = traced  # type: ignore[method-assign]
+    assert connections._writer is not None
+    connections._writer.connection.close()
+    connections._writer = None
+    connections.connect = traced  # type: ignore[method-assign]
     yield statements
 
 
