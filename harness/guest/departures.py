@@ -1,0 +1,41 @@
+"""Disks that the kernel forgets behind an answer: who waits for which."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+
+from harness.gcs.prot import ScsiDevice
+from harness.guest.errors import GuestFailure
+
+
+class Departures:
+    """Disks that are on their way out, one after the other, in threads of their own."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._leaving: list[ScsiDevice] = []  # one that was sent off twice is here twice
+
+    def start(self, devices: Sequence[ScsiDevice], forget: Callable[[ScsiDevice], None]) -> None:
+        """Call `forget` for each disk in a new thread. What fails there, the next eject meets."""
+        if not devices:
+            return
+        with self._changed:
+            self._leaving += devices
+        threading.Thread(target=self._run, args=(devices, forget), name="departures", daemon=True).start()
+
+    def wait(self, device: ScsiDevice) -> None:
+        """Return once a disk is not on its way any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: device not in self._leaving)
+
+    def _run(self, devices: Sequence[ScsiDevice], forget: Callable[[ScsiDevice], None]) -> None:
+        for device in devices:
+            try:
+                with contextlib.suppress(OSError, GuestFailure):
+                    forget(device)
+            finally:
+                with self._changed:
+                    self._leaving.remove(device)
+                    self._changed.notify_all()
