@@ -23,7 +23,9 @@ class Departures:
             return
         with self._changed:
             self._leaving += devices
-        threading.Thread(target=self._run, args=(devices, forget), name="departures", daemon=True).start()
+        threading.Thread(
+            target=self._run, args=(devices, forget), name="departures", daemon=True
+        ).start()
 
     def wait(self, device: ScsiDevice) -> None:
         """Return once a disk is not on its way any more."""
