@@ -32,6 +32,11 @@ class Departures:
         with self._changed:
             self._changed.wait_for(lambda: device not in self._leaving)
 
+    def wait_all(self, timeout_s: float) -> bool:
+        """Return whether no disk is on its way any more, within a time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._leaving, timeout_s)
+
     def _run(self, devices: Sequence[ScsiDevice], forget: Callable[[ScsiDevice], None]) -> None:
         for device in devices:
             try:

@@ -232,6 +232,25 @@ def test_disks_that_leave_together_take_no_more_io_when_that_is_answered(guest: 
     assert not guest.os.exists("/sys/bus/scsi/devices/0:0:0:1")
 
 
+def test_a_process_in_the_machine_sees_no_disk_that_was_let_go(guest: Guest) -> None:
+    guest.os.attach(0, 1)
+    guest.os.hold_deletes = threading.Event()
+    guest.client.negotiate()
+    guest.client.eject_disks([(0, 1)])
+    seen: list[bool] = []
+
+    def start() -> None:
+        guest.client.execute_process(None, args=["true"])
+        seen.append(guest.os.exists("/sys/bus/scsi/devices/0:0:0:1"))
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    starting.join(0.05)  # a start that did not wait is done by now, or nearly
+    guest.os.hold_deletes.set()
+    starting.join(10)
+    assert seen == [False]
+
+
 def test_a_disk_that_cannot_be_taken_offline_is_kept(guest: Guest) -> None:
     (guest.os.attach(0, 1) / "state").mkdir()  # cannot be written
     guest.client.negotiate()
