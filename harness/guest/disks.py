@@ -32,7 +32,7 @@ from harness.guest.system import (
 
 APPEAR_S = 5.0
 """How long a disk may take to appear and to open."""
-_SETTLE_S = 5.0  # 256 disks take 3 s
+_SETTLE_S = 10.0
 _POLL_S = 0.003
 _OFFLINE = b"offline\n"
 _MKFS_S = 240.0
@@ -147,7 +147,7 @@ class Disks:
         return tuple(refusals)
 
     def settle(self) -> None:
-        """Return once the kernel has forgotten every disk that was let go; after 5 s anyway."""
+        """Return once the kernel has forgotten every disk that was let go; after 10 s anyway."""
         self._leaving.wait_all(_SETTLE_S)
 
     def _check_unused(self, device: ScsiDevice) -> None:

@@ -10,6 +10,7 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 
 import errno
 import threading
+import time
 
 import pytest
 
@@ -267,7 +268,10 @@ def test_the_next_disk_in_a_slot_is_not_taken_for_the_one_that_leaves(guest: Gue
     mounting.start()
     mounting.join(0.05)  # a mount that did not wait is done by now, or nearly
     guest.os.hold_deletes.set()
-    guest.client.eject_disk(controller=0, lun=1)
+    deadline = time.monotonic() + 30
+    while guest.os.exists("/sys/bus/scsi/devices/0:0:0:1"):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
     guest.os.attach(0, 1)
     mounting.join(10)
     assert guest.os.mounted()[LAYER.mount_path].source == "/dev/sdb"
