@@ -342,6 +342,7 @@ class Agent:
     def _execute(self, base: RequestBase, body: _Body) -> ProcessStarted:
         settings = from_json(ExecuteProcess, body).settings
         if base.container_id == NULL_ID or settings.parameters.create_in_uvm:
+            self._disks.settle()  # what runs here sees no disk that the host was told is let go
             process = start_in_uvm(self._system, settings.parameters, settings.stdio)
             self._processes.add(process)
             process.watch()

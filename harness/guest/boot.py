@@ -174,11 +174,26 @@ class Setup:
                 _load("extra")
                 if self._writable and _root_is_disk():
                     _make_writable()
+                _import_the_rest()
                 _loopback_up(self._log)
                 _seal_crun(self._log)
                 self._done = True
                 uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
                 _to_console(f"agent: serves {self._modules}, {uptime:.2f} s")
+
+
+def _import_the_rest() -> None:
+    """Import what functions import, so that no request waits for it, and no copy of a template.
+
+    The originals behind the image's stand-ins come with that, in one thread alone: two could load
+    two of them.
+    """
+    import signal
+    import termios
+
+    assert signal.SIGKILL
+    assert termios.FIONREAD
+    contextlib.ExitStack().close()
 
 
 def _make_writable() -> None:

@@ -20,7 +20,6 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 
 import enum
 import os
-import signal
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -200,6 +199,8 @@ class Containers:
     def stop(self, container_id: str, *, force: bool) -> None:
         """Send SIGTERM or SIGKILL to the init. Raises GuestFailure if it does not run."""
         container = self.get(container_id)
+        import signal
+
         init = container.need_init()
         container.exit_type = (
             NotificationType.FORCED_EXIT if force else NotificationType.GRACEFUL_EXIT
@@ -260,6 +261,8 @@ class Containers:
         init = container.init
         if init is None:
             return
+        import signal
+
         container.exit_type = NotificationType.FORCED_EXIT
         init.child.signal(signal.SIGKILL)
         self._crun.delete(container.id)  # kills what init's end has left, too

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from harness.gcs.prot import HResult, MappedVirtualDisk, ScsiDevice, ScsiRefusal
+from harness.guest.departures import Departures
 from harness.guest.errors import GuestFailure
 from harness.guest.mounts import MountTable
 from harness.guest.protection import Protection
@@ -32,8 +32,9 @@ from harness.guest.system import (
 
 APPEAR_S = 5.0
 """How long a disk may take to appear and to open."""
+_SETTLE_S = 10.0
 _POLL_S = 0.003
-_AT_ONCE = 4  # threads that let disks go; an emulated guest starts one in about 6 ms
+_OFFLINE = b"offline\n"
 _MKFS_S = 240.0
 _UNMOUNT_LIMIT = 16  # mounts on one path; more is a loop
 
@@ -64,6 +65,7 @@ _PROPAGATION = {
     "unbindable": MS_UNBINDABLE,
     "runbindable": MS_UNBINDABLE | MS_REC,
 }
+_GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 _NOT_YET = (errno.ENXIO, errno.ENOENT, errno.EBUSY)
 
 _T = TypeVar("_T")
@@ -76,6 +78,7 @@ class Disks:
         self._system = system
         self._mounts = mounts
         self._protection = Protection(system)
+        self._leaving = Departures()
 
     def add(self, disk: MappedVirtualDisk) -> None:
         """Mount a disk, or link its device for `block_dev`. On failure nothing is left.
@@ -85,6 +88,7 @@ class Disks:
         if not disk.mount_path.startswith("/"):
             raise GuestFailure(HResult.INVALID_ARGUMENT, f"mount path {disk.mount_path!r}")
         _check_protection(disk)
+        self._leaving.wait(ScsiDevice(disk.controller, disk.lun))
         deadline = time.monotonic() + APPEAR_S
         with self._mounts.claim(disk.mount_path, disk):
             device = self._protection.open(disk, self._device(disk, deadline))
@@ -117,61 +121,76 @@ class Disks:
 
         Raises GuestFailure while it is still mounted.
         """
+        self._check_unused(device)
+        self._leaving.wait(device)
+        self._delete(device)
+
+    def eject_all(self, devices: Sequence[ScsiDevice]) -> tuple[ScsiRefusal, ...]:
+        """Have the kernel let disks go together; return those that it keeps, and why.
+
+        When this returns the kernel gives the others no I/O any more. It forgets them behind that,
+        one after the other, in 5 to 12 ms each under emulation: an eject or a mount of such a slot
+        waits for it, and the host ejects a slot again before it attaches a disk there.
+        """
+        refusals: list[ScsiRefusal] = []
+        leaving: list[ScsiDevice] = []
+        for device in devices:
+            try:
+                self._check_unused(device)
+                self._set_offline(device)
+                leaving.append(device)
+            except GuestFailure as error:
+                refusals.append(
+                    ScsiRefusal(device.controller, device.lun, error.result, str(error))
+                )
+        self._leaving.start(leaving, self._delete)
+        return tuple(refusals)
+
+    def settle(self) -> None:
+        """Return once the kernel has forgotten every disk that was let go; after 10 s anyway."""
+        self._leaving.wait_all(_SETTLE_S)
+
+    def _check_unused(self, device: ScsiDevice) -> None:
         if holder := self._mounts.holder_of(device.controller, device.lun):
             raise GuestFailure(
                 HResult.INVALID_STATE,
                 f"disk {device.controller}:{device.lun} is still mounted at {holder}",
             )
-        host = self._host(device.controller)
-        if host is None:
+
+    def _set_offline(self, device: ScsiDevice) -> None:
+        """Have the kernel refuse all I/O of a disk; one that is gone is fine. Raises GuestFailure.
+
+        What was written to it has reached the host, which writes it out when it detaches the disk.
+        """
+        path = self._path(device)
+        try:
+            if path is not None:
+                self._system.write_file(f"{path}/state", _OFFLINE)
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise GuestFailure(HResult.FAIL, f"eject: {error}") from error
+
+    def _delete(self, device: ScsiDevice) -> None:
+        """Have the kernel forget a disk; one that is gone is fine. Raises GuestFailure."""
+        path = self._path(device)
+        if path is None:
             return
-        path = f"{_SCSI}/{host}:0:0:{device.lun}"
         if not self._system.exists(path):
             # Gone, or not discovered yet: a search of its own ends after those that are under way.
             with contextlib.suppress(OSError):
                 scan = f"0 0 {device.lun}\n".encode()
-                self._system.write_file(f"{_SCSI_HOSTS}/host{host}/scan", scan)
+                self._system.write_file(
+                    f"{_SCSI_HOSTS}/host{self._host(device.controller)}/scan", scan
+                )
         try:
             self._system.write_file(f"{path}/delete", b"1\n")
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            if error.errno not in _GONE:
                 raise GuestFailure(HResult.FAIL, f"eject: {error}") from error
 
-    def eject_all(self, devices: Sequence[ScsiDevice]) -> tuple[ScsiRefusal, ...]:
-        """Have the kernel forget disks together; return those that it keeps, and why.
-
-        A `delete` holds its controller's lock for several RCU grace periods and a flush. Unbinding
-        the driver first does the same work with the disk's own lock, so that all wait at once.
-        """
-        unused = [
-            device
-            for device in devices
-            if self._mounts.holder_of(device.controller, device.lun) is None
-        ]
-        letting_go = [
-            threading.Thread(target=self._unbind, args=(unused[first::_AT_ONCE],), daemon=True)
-            for first in range(min(_AT_ONCE, len(unused)))
-        ]
-        for thread in letting_go:
-            thread.start()
-        for thread in letting_go:
-            thread.join()
-        refusals = []
-        for device in devices:
-            try:
-                self.eject(device)
-            except GuestFailure as error:
-                refusals.append(
-                    ScsiRefusal(device.controller, device.lun, error.result, str(error))
-                )
-        return tuple(refusals)
-
-    def _unbind(self, devices: Sequence[ScsiDevice]) -> None:
-        for device in devices:
-            # Whatever goes wrong here `delete` meets again, and says so.
-            with contextlib.suppress(OSError, GuestFailure):
-                address = f"{self._host(device.controller)}:0:0:{device.lun}"
-                self._system.write_file(f"{_SCSI}/{address}/driver/unbind", address.encode())
+    def _path(self, device: ScsiDevice) -> str | None:
+        host = self._host(device.controller)
+        return None if host is None else f"{_SCSI}/{host}:0:0:{device.lun}"
 
     def _host(self, controller: int) -> int | None:
         """Return the number of a controller's SCSI host; None while the kernel has none."""

@@ -16,7 +16,6 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 import contextlib
 import errno
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -209,6 +208,8 @@ class LinuxSystem:
         reader.start()
         code = child.wait(timeout_s)
         if code is None:
+            import signal
+
             child.signal(signal.SIGKILL)
             child.wait()
             raise TimeoutError(errno.ETIMEDOUT, f"{argv[0]} did not end within {timeout_s} s")

@@ -22,7 +22,6 @@ import fcntl
 import os
 import select
 import struct
-import termios
 import threading
 import time
 from collections.abc import Callable
@@ -148,6 +147,8 @@ class StdioRelay:
         with self._lock:
             if self._master is None:
                 return False
+            import termios
+
             size = struct.pack("<HHHH", height & 0xFFFF, width & 0xFFFF, 0, 0)
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
             return True
@@ -235,6 +236,8 @@ class StdioRelay:
 
 def _waiting_in(fd: int) -> int:
     """Return how many bytes can be read at once."""
+    import termios
+
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 

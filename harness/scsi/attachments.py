@@ -11,6 +11,8 @@ is on the record, in doubt after it ended without an answer::
 - Only `attached` can be joined. From `ejecting` on the guest may have let the disk go: whoever
   needs the disk then finishes the detach and attaches it afresh.
 - A slot is given back at `detached`, never while it is unknown whether the VM has the disk.
+- The guest may still remember a disk that is `detached`. Before the next disk comes into such a
+  slot the guest is made to forget the old one, or the attach fails.
 - Every failure leaves a state from which `detach` can be repeated; what was done is not redone.
 """
 
@@ -54,6 +56,8 @@ class Attachment:
     operation: Operation | None = None
     seen: bool = False
     """Whether the guest has used it, and so has certainly discovered it."""
+    lingers: bool = False
+    """Whether the guest may still remember it when it is gone."""
 
     _NEXT: ClassVar = {
         AttachmentState.RESERVED: (AttachmentState.ATTACHING, AttachmentState.DETACHED),
@@ -103,6 +107,7 @@ class AttachmentTable:
         self._slots = slots
         self._mounts = mounts
         self._by_identity: dict[DiskIdentity, Attachment] = {}
+        self._remembered: set[Slot] = set()  # free or reserved, with a disk the guest may remember
 
     def __iter__(self) -> Iterator[Attachment]:
         return iter(sorted(self._by_identity.values(), key=lambda each: each.slot))
@@ -132,6 +137,13 @@ class AttachmentTable:
         doing = f"cannot attach {attachment}"
         attachment.advance(AttachmentState.ATTACHING)
         operation = monitor.begin(attachment, Work.ATTACH, by=by)
+        error = self._settle_slot(attachment.slot)
+        if error is not None or monitor.is_gone():
+            if not monitor.is_gone():
+                attachment.advance(AttachmentState.RESERVED)
+            doing += ": the guest does not forget the disk that was there before"
+            monitor.conclude(attachment, operation, error, doing=doing)
+            return
         error = monitor.attempt(
             lambda: self._host.attach(
                 attachment.slot, attachment.path, read_only=attachment.read_only
@@ -244,6 +256,8 @@ class AttachmentTable:
         for each in leaving:
             if each.slot not in refused:
                 each.advance(AttachmentState.EJECTED)
+                # Several are forgotten behind the answer, and what was not used is found late.
+                each.lingers = len(leaving) > 1 or not each.seen
         return {each: refused[each.slot] for each in leaving if each.slot in refused}
 
     def _take_out(self, attachments: Sequence[Attachment]) -> dict[Attachment, BaseException]:
@@ -272,7 +286,7 @@ class AttachmentTable:
 
         A guest is told of disks in a queue that overflows (virtio-scsi has 8 places): after many
         attaches it may find a disk after it was to forget it, and not hear that it went. The next
-        disk in that slot would be taken for it. What fails here the next eject of the slot meets.
+        disk in that slot would be taken for it. What fails here is met by who uses the slot next.
         """
 
         def forget() -> None:
@@ -280,6 +294,15 @@ class AttachmentTable:
 
         if slots:
             self._monitor.attempt(forget)
+
+    def _settle_slot(self, slot: Slot) -> BaseException | None:
+        """Wait until the guest has forgotten what was in a slot; return why it has not."""
+        if slot not in self._remembered:
+            return None
+        error = self._monitor.attempt(lambda: self._guest.eject(slot))
+        if error is None:
+            self._remembered.discard(slot)
+        return error
 
     def _ask(self, attachments: Sequence[Attachment]) -> BaseException | None:
         """Settle `attaching` and `detaching` by what the host says; return why it did not."""
@@ -304,6 +327,8 @@ class AttachmentTable:
         if self._by_identity.get(attachment.disk.identity) is attachment:
             del self._by_identity[attachment.disk.identity]
             self._on_forgotten(attachment.disk)
+            if attachment.lingers:
+                self._remembered.add(attachment.slot)
             self._slots.give_back(attachment.slot)
 
 

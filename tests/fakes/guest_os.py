@@ -87,6 +87,8 @@ class FakeGuestOs:
     """Whether a mapped device cannot be read."""
     powered_off: threading.Event = field(default_factory=threading.Event)
     entropy: list[bytes] = field(default_factory=list)
+    hold_deletes: threading.Event | None = None
+    """The kernel forgets no disk before this is set."""
     clock_ns: int = 0
     host_name: str = ""
     _ports: dict[int, socket.socket] = field(default_factory=dict)
@@ -157,6 +159,8 @@ class FakeGuestOs:
 
     def write_file(self, path: str, data: bytes) -> None:
         if path.startswith("/sys/") and path.endswith("/delete"):
+            if self.hold_deletes is not None:
+                assert self.hold_deletes.wait(30), "a test never let the kernel forget"
             if not self.exists(os.path.dirname(path)):
                 raise FileNotFoundError(errno.ENOENT, "no such device", path)
             shutil.rmtree(self.at(os.path.dirname(path)))

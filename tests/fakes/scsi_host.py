@@ -41,6 +41,7 @@ class FakeScsiHost:
     def __init__(self) -> None:
         self.disks: dict[Slot, tuple[Path, bool]] = {}
         self.visible: set[Slot] = set()  # what the guest's kernel still knows
+        self.forgetting: set[Slot] = set()  # let go by the guest, which forgets it at some time
         self.mounts: dict[str, tuple[Slot, MountConfig]] = {}
         self.calls: list[tuple[object, ...]] = []
         self.violations: list[str] = []
@@ -72,6 +73,7 @@ class FakeScsiHost:
             self.dead = True
             self.disks.clear()
             self.visible.clear()
+            self.forgetting.clear()
             self.mounts.clear()
 
     def count(self, operation: str) -> int:
@@ -91,6 +93,8 @@ class FakeScsiHost:
                 if slot in self.disks:
                     self.violations.append(f"attach to {slot}, which is taken")
                     raise ComputeServiceError("slot is taken")
+                if slot in self.forgetting:
+                    self.violations.append(f"attach to {slot}, whose last disk is remembered")
                 if any(path.samefile(other) for other, _ in self.disks.values()):
                     self.violations.append(f"{path} attached twice")
                 self.disks[slot] = (path, read_only)
@@ -141,10 +145,19 @@ class FakeScsiHost:
                 if any(mounted == slot for mounted, _ in self.mounts.values()):
                     self.violations.append(f"eject of {slot} while it is mounted")
                 self.visible.discard(slot)
+                self.forgetting.discard(slot)
         self._leave(fault)
 
     def eject_all(self, slots: Sequence[Slot]) -> Mapping[Slot, BaseException]:
-        return eject_each(self.eject, slots)
+        """Let go as our guest does: it forgets behind the answer, or when it is asked again."""
+
+        def let_go(slot: Slot) -> None:
+            self.eject(slot)
+            with self._lock:
+                if not self.dead:
+                    self.forgetting.add(slot)
+
+        return eject_each(let_go, slots)
 
     def _take_out(self, slot: Slot) -> None:
         with self._lock:

@@ -10,6 +10,7 @@ assert sys.platform == "linux"  # before the imports: a type checker for another
 
 import errno
 import threading
+import time
 
 import pytest
 
@@ -214,9 +215,66 @@ def test_disks_that_leave_together_are_let_go_but_for_those_in_use(guest: Guest)
     assert "still mounted at /run/mounts" in str(kept[0, 1])
     assert kept[0, 1].hresult == HResult.INVALID_STATE
     assert guest.os.exists("/sys/bus/scsi/devices/0:0:0:1")
-    assert not any(guest.os.exists(f"/sys/bus/scsi/devices/0:0:0:{lun}") for lun in range(2, 8))
     guest.client.unmount_disk(LAYER)
     assert guest.client.eject_disks(slots) == {}
+    for controller, lun in slots:
+        guest.client.eject_disk(controller=controller, lun=lun)
+        assert not guest.os.exists(f"/sys/bus/scsi/devices/0:0:0:{lun}")
+
+
+def test_disks_that_leave_together_take_no_more_io_when_that_is_answered(guest: Guest) -> None:
+    states = [guest.os.attach(0, lun) / "state" for lun in (1, 2)]
+    guest.os.hold_deletes = threading.Event()
+    guest.client.negotiate()
+    assert guest.client.eject_disks([(0, 1), (0, 2), (0, 3)]) == {}
+    assert [state.read_text() for state in states] == ["offline\n"] * 2
+    guest.os.hold_deletes.set()
+    guest.client.eject_disk(controller=0, lun=1)
+    assert not guest.os.exists("/sys/bus/scsi/devices/0:0:0:1")
+
+
+def test_a_process_in_the_machine_sees_no_disk_that_was_let_go(guest: Guest) -> None:
+    guest.os.attach(0, 1)
+    guest.os.hold_deletes = threading.Event()
+    guest.client.negotiate()
+    guest.client.eject_disks([(0, 1)])
+    seen: list[bool] = []
+
+    def start() -> None:
+        guest.client.execute_process(None, args=["true"])
+        seen.append(guest.os.exists("/sys/bus/scsi/devices/0:0:0:1"))
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    starting.join(0.05)  # a start that did not wait is done by now, or nearly
+    guest.os.hold_deletes.set()
+    starting.join(10)
+    assert seen == [False]
+
+
+def test_a_disk_that_cannot_be_taken_offline_is_kept(guest: Guest) -> None:
+    (guest.os.attach(0, 1) / "state").mkdir()  # cannot be written
+    guest.client.negotiate()
+    assert list(guest.client.eject_disks([(0, 1)])) == [(0, 1)]
+    assert guest.os.exists("/sys/bus/scsi/devices/0:0:0:1")
+
+
+def test_the_next_disk_in_a_slot_is_not_taken_for_the_one_that_leaves(guest: Guest) -> None:
+    guest.os.attach(0, 1)
+    guest.os.hold_deletes = threading.Event()
+    guest.client.negotiate()
+    guest.client.eject_disks([(0, 1)])
+    mounting = threading.Thread(target=guest.client.mount_disk, args=(LAYER,))
+    mounting.start()
+    mounting.join(0.05)  # a mount that did not wait is done by now, or nearly
+    guest.os.hold_deletes.set()
+    deadline = time.monotonic() + 30
+    while guest.os.exists("/sys/bus/scsi/devices/0:0:0:1"):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    guest.os.attach(0, 1)
+    mounting.join(10)
+    assert guest.os.mounted()[LAYER.mount_path].source == "/dev/sdb"
 
 
 def test_a_path_is_taken_once(guest: Guest) -> None:

@@ -20,7 +20,10 @@ from harness.hcs.document import attach_request, lcow_document
 from harness.hcs.service import ExitType
 from harness.image.build import ensure_image
 from harness.qemu.service import QemuComputeService
+from harness.scsi import MountConfig
 from harness.uvm import UtilityVm
+from snapshotter.scratch.template import ScratchTemplate
+from snapshotter.units import GIB
 
 pytestmark = [
     pytest.mark.qemu,
@@ -274,6 +277,28 @@ def test_a_disk_that_is_not_attached_is_an_error_in_bounded_time(vm: UtilityVm) 
         vm.guest.mount_disk(MappedVirtualDisk(mount_path="/run/mounts/x", lun=60))
     assert info.value.hresult == HResult.NOT_FOUND
     assert time.monotonic() - began < 10
+
+
+def test_slots_given_back_together_get_other_disks_whose_own_content_is_seen(
+    service: QemuComputeService, tmp_path: Path
+) -> None:
+    template = ScratchTemplate.build(GIB)
+    disks = [tmp_path / f"{number}.vhdx" for number in range(6)]
+    for disk in disks:
+        template.write(disk)
+    mount = MountConfig()
+    with boot(service) as vm:
+        for turn in range(2):
+            # The other way round each time: nearly every slot gets another disk than before.
+            disks.reverse()
+            shares = [vm.scsi.acquire(disk, holder="test", mount=mount) for disk in disks]
+            for disk, share in zip(disks, shares, strict=True):
+                name = f"{share.guest_path}/{disk.stem}"
+                script = f"touch {name}" if turn == 0 else f"ls {name}"
+                assert vm.processes.start(["sh", "-c", script]).wait().exit_code == 0
+            vm.scsi.release_all(shares)
+        known = vm.processes.start(["ls", "/sys/bus/scsi/devices"]).wait().text.split()
+        assert [name for name in known if name.count(":") == 3] == []
 
 
 def test_a_guest_whose_host_is_gone_powers_off(service: QemuComputeService) -> None:

@@ -1,11 +1,15 @@
-"""The guest's small `dataclasses` and `typing` do what the originals do, as far as they go."""
+"""The guest's small stand-ins do what the originals do, as far as they go."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import enum
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 
 import harness
 from harness.image.sources import GuestSources
-from harness.image.standins import dataclasses_
+from harness.image.standins import contextlib_, dataclasses_, enum_
 from harness.image.standins import json_ as untyped_json
 
 FOLDER = Path(str(harness.__file__)).parent / "image" / "standins"
@@ -150,6 +154,156 @@ for bad in (object(), {{1, 2}}):
 print("good")
 """
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True)
+    assert done.stdout == "good\n", done.stderr
+
+
+BOTH_ENUMS = pytest.mark.parametrize("module", [enum, enum_], ids=["original", "stand-in"])
+
+
+def make_enums(module: Any) -> tuple[Any, Any, Any]:  # noqa: ANN401 - classes made by either
+    class Plain(module.Enum):  # type: ignore[misc]  # of either module
+        FIRST = "first"
+        SECOND = "second"
+        ALIAS = "first"
+
+        @property
+        def doubled(self) -> str:
+            return str(self.value) * 2
+
+    class Number(module.IntEnum):  # type: ignore[misc]  # of either module
+        ONE = 1
+        TWO = 2
+
+    class Text(module.StrEnum):  # type: ignore[misc]  # of either module
+        ADD = "Add"
+
+    return Plain, Number, Text
+
+
+@BOTH_ENUMS
+def test_enumerations_are_looked_up_listed_compared_and_printed(module: ModuleType) -> None:
+    plain, number, text = make_enums(module)
+    assert plain("second") is plain.SECOND
+    assert plain.ALIAS is plain.FIRST
+    assert (plain.FIRST.name, plain.FIRST.value, plain.FIRST.doubled) == (
+        "FIRST",
+        "first",
+        "firstfirst",
+    )
+    assert list(plain) == [plain.FIRST, plain.SECOND]
+    assert (len(plain), plain["SECOND"]) == (2, plain.SECOND)
+    assert plain.FIRST != "first"
+    assert len({plain.FIRST, plain.SECOND, plain.ALIAS}) == 2
+    assert (str(plain.FIRST), repr(plain.FIRST)) == ("Plain.FIRST", "<Plain.FIRST: 'first'>")
+    assert {number.ONE: "x"}[1] == "x"
+    assert (number(2) | 4, f"{number.TWO:#06x}", str(number.ONE)) == (6, "0x0002", "1")
+    assert repr(number.TWO) == "<Number.TWO: 2>"
+    assert (text.ADD, str(text.ADD), f"{text.ADD}!") == ("Add", "Add", "Add!")
+    assert json.dumps([number.ONE, text.ADD]) == '[1, "Add"]'
+    match 2:
+        case number.TWO:
+            pass
+        case _:
+            pytest.fail("a number is its member")
+    for kind, value in ((plain, "third"), (number, 3), (text, "add")):
+        with pytest.raises(ValueError, match="is not a valid"):
+            kind(value)
+    with pytest.raises(AttributeError):
+        plain.THIRD  # noqa: B018 - it is not there
+
+
+BOTH_CONTEXTS = pytest.mark.parametrize(
+    "module", [contextlib, contextlib_], ids=["original", "stand-in"]
+)
+
+
+@BOTH_CONTEXTS
+@pytest.mark.parametrize("error", [None, KeyError("k"), StopIteration(), RuntimeError("r")])
+def test_blocks_made_of_generators_begin_end_and_pass_errors_on(
+    module: ModuleType, error: Exception | None
+) -> None:
+    seen = []
+
+    def body(*, quiet: bool) -> Iterator[int]:
+        try:
+            yield 7
+        except Exception:
+            if not quiet:
+                raise
+        finally:
+            seen.append("end")
+
+    make = module.contextmanager(body)
+    for quiet in (False, True):
+        raised = None
+        try:
+            with make(quiet=quiet) as value:
+                assert value == 7
+                if error is not None:
+                    raise error
+        except Exception as caught:  # noqa: BLE001 - whichever it is
+            raised = caught
+        assert raised is (None if quiet else error)
+    assert seen == ["end"] * 2
+
+
+@BOTH_CONTEXTS
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_generator_that_does_not_yield_once_is_an_error(module: ModuleType, count: int) -> None:
+    def body() -> Iterator[int]:
+        yield from range(count)
+
+    with pytest.raises(RuntimeError), module.contextmanager(body)():
+        pass
+
+
+@BOTH_CONTEXTS
+def test_only_the_named_errors_are_suppressed(module: ModuleType) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    with module.suppress(OSError, KeyError):
+        fail(FileNotFoundError())
+    with pytest.raises(ValueError, match="x"), module.suppress(OSError):
+        fail(ValueError("x"))
+
+
+def test_what_a_stand_in_lacks_is_the_originals(tmp_path: Path) -> None:
+    """In the guest's own layout: the program's folder first, and the agent imported before."""
+    for name, content in GuestSources.of_this_package().files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    script = """
+import sys
+import harness.guest.boot
+assert not {"originals", "re", "signal", "operator", "keyword"} & set(sys.modules)
+import collections, collections.abc, contextlib, enum, functools
+assert collections.abc.Mapping is __import__("_collections_abc").Mapping
+assert isinstance(collections.deque(), collections.abc.MutableSequence)
+import re, shutil, signal, socket, subprocess, tempfile, traceback
+assert signal.Signals(9).name == "SIGKILL" and socket.AF_UNIX.name == "AF_UNIX"
+assert re.match("(a)b", "AB", re.IGNORECASE).group(1) == "A"
+Point = collections.namedtuple("Point", "x y")
+assert Point(1, y=2) == (1, 2)
+class Flag(enum.Flag):
+    A = 1
+    B = 2
+assert (Flag.A | Flag.B).value == 3
+said = []
+with contextlib.ExitStack() as stack:
+    stack.callback(said.append, "left")
+cached = functools.lru_cache(lambda value: said.append(value))
+cached(1), cached(1)
+assert said == ["left", 1]
+assert subprocess.run(["echo", "hi"], capture_output=True, text=True).stdout == "hi\\n"
+print("good")
+"""
+    done = subprocess.run(
+        [sys.executable, "-S", "-s", "-B", "-c", script],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(tmp_path), "PATH": os.environ["PATH"]},
+    )
     assert done.stdout == "good\n", done.stderr
 
 

@@ -278,23 +278,51 @@ def test_a_mount_in_doubt_whose_unmount_failed_is_unmounted_before_the_disk_leav
     assert vm.empty
 
 
+@pytest.mark.parametrize("request_it", [True, False])
 def test_leftovers_are_reclaimed_on_request_and_when_slots_run_out(
-    vm: FakeScsiHost, make_disk: MakeDisk
+    vm: FakeScsiHost, make_disk: MakeDisk, *, request_it: bool
 ) -> None:
     manager = ScsiManager(vm, vm, controllers=1, reserved=[Slot(0, lun) for lun in range(62)])
-    for request in (True, False):
-        for name in ("a", "b"):
-            vm.fail("mount", GUEST)
-            vm.fail("eject", GUEST)
-            with pytest.raises(DiskError):
-                manager.acquire(make_disk(name), holder="c", mount=PLAIN)
-        assert manager.snapshot().free_slots == 0
-        if request:
-            manager.reclaim()
-            assert vm.empty
-        else:
-            manager.acquire(make_disk("c"), holder="c").release()
-        assert manager.snapshot().free_slots == 2
+    for name in ("a", "b"):
+        vm.fail("mount", GUEST)
+        vm.fail("eject", GUEST)
+        with pytest.raises(DiskError):
+            manager.acquire(make_disk(name), holder="c", mount=PLAIN)
+    assert manager.snapshot().free_slots == 0
+    if request_it:
+        manager.reclaim()
+        assert vm.empty
+    else:
+        manager.acquire(make_disk("c"), holder="c").release()
+    assert manager.snapshot().free_slots == 2
+
+
+def test_a_slot_is_used_again_only_when_the_guest_has_forgotten_its_disk(
+    vm: FakeScsiHost, manager: ScsiManager, make_disk: MakeDisk
+) -> None:
+    held = [manager.acquire(make_disk(f"{n}"), holder="c", mount=PLAIN) for n in range(3)]
+    manager.release_all(held)
+    assert vm.forgetting == {Slot(0, 0), Slot(0, 1), Slot(0, 2)}
+    vm.calls.clear()
+    manager.acquire(make_disk("next"), holder="c", mount=PLAIN)
+    assert [call[0] for call in vm.calls] == ["eject", "attach", "mount"]
+    assert vm.forgetting == {Slot(0, 1), Slot(0, 2)}
+    assert vm.violations == []
+
+
+def test_a_disk_is_not_attached_where_the_guest_does_not_forget_another(
+    vm: FakeScsiHost, manager: ScsiManager, make_disk: MakeDisk
+) -> None:
+    manager.release_all([manager.acquire(make_disk(n), holder="c", mount=PLAIN) for n in "ab"])
+    vm.calls.clear()
+    for error in (GUEST, SILENCE):
+        vm.fail("eject", error)
+        with pytest.raises(DiskError, match="the guest does not forget the disk"):
+            manager.acquire(make_disk("next"), holder="c")
+        assert vm.count("attach") == 0
+        assert manager.snapshot().attachments == ()
+    with manager.acquire(make_disk("next"), holder="c") as share:
+        assert share.slot == Slot(0, 0)
 
 
 def test_reclaim_names_what_still_cannot_leave(
