@@ -95,6 +95,10 @@ class FaultyBridge:
         """Keep the container's notifications."""
         self._bridge.expect_notifications(container_id)
 
+    def forget_notifications(self, container_id: str) -> None:
+        """Forget what was told of an earlier container of that id."""
+        self._bridge.forget_notifications(container_id)
+
     def wait_notification(
         self, container_id: str, *, timeout_s: float | None = None
     ) -> ContainerNotification:

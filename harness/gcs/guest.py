@@ -109,6 +109,10 @@ class GuestBridge(Protocol):
         """Keep the container's notifications."""
         ...
 
+    def forget_notifications(self, container_id: str) -> None:
+        """Forget what was told of an earlier container of that id."""
+        ...
+
     def wait_notification(
         self, container_id: str, *, timeout_s: float | None = None
     ) -> ContainerNotification:
@@ -230,6 +234,9 @@ class GuestClient:
         self._bridge.call(
             Request.CREATE, Create(config=config), container_id=container_id, timeout_s=timeout_s
         )
+        # A refusal may mean that the earlier one is still there. The new one has no init yet, so
+        # nothing of its own is lost.
+        self._bridge.forget_notifications(container_id)
 
     def start_container(self, container_id: str) -> None:
         """Send Start, which a Linux guest takes without running anything."""
