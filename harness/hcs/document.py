@@ -380,7 +380,8 @@ def lcow_document(
 
     With a `root_disk` (VHD or VHDX) the root file system is that, read-only, in the slot
     ROOT_SLOT; `initrd` is then empty, or what loads the disk's driver first. `init_options` go
-    behind `--`: `-w` makes /etc and /var of a root disk writable, in memory.
+    behind `--`: `-w` makes /etc and /var of a root disk writable, in memory; `-s`, which is ours,
+    has a guest whose host is gone stay, with all that runs in it, instead of powering off.
 
     It has four SCSI controllers, no network, a serial port on `serial_pipe` (a path such as
     `\\.\pipe\console`; other services than HCS take any text for "yes") and a neutral kernel

@@ -117,6 +117,9 @@ class _System:
             return
         with connected:
             agent.serve(SocketStream(connected))
+        if "-s" in self.init_options:
+            write("agent: the host is gone, staying")
+            return
         self.stop(ExitType.GRACEFUL)
         log.info("the host is gone")  # whoever forwards the log finds out by this line
 
