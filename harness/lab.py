@@ -409,7 +409,7 @@ class Lab:
     def audit(self) -> tuple[str, ...]:
         """Return what is still there beside the imported image layers; empty when clean.
 
-        Looks at systems of this lab's service with their disks, at emulators below this process,
+        Looks at systems of this lab's service with their disks, at processes below this process,
         at the sockets, memory files and disk files it holds open, at mounts, and at the rows and
         directories of the store. What other labs of other processes have is not looked at.
         """
