@@ -1,23 +1,18 @@
 """The lab: from configuration to a snapshotter, a compute service and utility VMs.
 
 The composition root of the harness; both front doors (the command and the pytest plugin) open one.
-Everything a lab makes lies in one private directory, which a later lab sweeps where its owner was
-killed, and `audit` says what is still there.
+Everything a lab makes lies in one private directory, and `audit` says what is still there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, Self
-
-from filelock import FileLock, Timeout
 
 from harness.audit import Baseline, mounts_below, store_leftovers
 from harness.cachedir import LABS, TEMPLATES, cache_directory
@@ -45,6 +40,7 @@ from harness.image.build import UvmImage, ensure_image
 from harness.image.demo import ensure_demo_image
 from harness.image.flavour import Flavour
 from harness.image.rootdisk import RootDisk, ensure_root_disk
+from harness.labdirectory import LabDirectory
 from harness.machinekind import STANDARD_MACHINE, MachineKind, RootSource
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
@@ -53,13 +49,10 @@ from harness.qemu.service import QemuComputeService
 from harness.scsi import DiskClaims
 from harness.uvm import UtilityVm
 from snapshotter import Snapshotter
-from snapshotter.errors import UnavailableError
 from snapshotter.image import ImportedImage, import_image
 
 BACKENDS = ("auto", "qemu", "hcs", "model")
 OWNER = "lcowlab"
-_LOCK_FILE = "lock"
-_KEEP_FILE = "keep"
 
 Progress = Callable[[str], None]
 
@@ -102,8 +95,7 @@ class Lab:
         self,
         config: LabConfig,
         *,
-        directory: Path,
-        lock: FileLock,
+        directory: LabDirectory,
         service: LabService,
         snapshotter: Snapshotter,
         image: UvmImage | None,
@@ -111,7 +103,7 @@ class Lab:
         windows: WindowsHost | None = None,
     ) -> None:
         self.config = config
-        self.directory = directory
+        self._directory = directory
         self.snapshotter = snapshotter
         self.faults = FaultPlan.parse(config.faults)
         self.claims = DiskClaims()
@@ -122,7 +114,6 @@ class Lab:
         self._windows = windows
         self._real_service = service
         self._baseline = Baseline.take()
-        self._lock = lock
         self._progress = progress
         self._vms: list[UtilityVm] = []
         self._vms_before = 0  # of earlier scenarios
@@ -166,14 +157,14 @@ class Lab:
                 service = qemu = undo.enter_context(_service(config, config.accelerator))
                 qemu.host_facts()  # without QEMU nothing below is worth its time
                 image = open_image(config.image) if config.image else ensure_image(progress=tell)
-            directory, lock = _make_directory(config.root)
-            undo.callback(_remove_directory, directory, lock)
-            snapshotter = undo.enter_context(Snapshotter.open(directory / "snapshotter"))
+            base = config.root or cache_directory(LABS)
+            directory = LabDirectory.create(base, tell=tell)
+            undo.callback(directory.remove)
+            snapshotter = undo.enter_context(Snapshotter.open(directory.path / "snapshotter"))
             undo.pop_all()
         return cls(
             config,
             directory=directory,
-            lock=lock,
             service=service,
             snapshotter=snapshotter,
             image=image,
@@ -186,6 +177,11 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def directory(self) -> Path:
+        """Everything that the lab makes is in there."""
+        return self._directory.path
 
     @property
     def backend(self) -> str:
@@ -427,20 +423,13 @@ class Lab:
     def close(self) -> None:
         """Close utility VMs, service and store, and remove the directory unless `keep` is set."""
         with contextlib.ExitStack() as closing:
-            closing.callback(self._leave_directory)
+            closing.callback(self._directory.keep if self.keep else self._directory.remove)
             closing.callback(self.snapshotter.close)
             closing.callback(self._real_service.close_all)
             for vm in self._vms:
                 closing.callback(vm.close)
         self._vms.clear()
         self._vms_before = 0
-
-    def _leave_directory(self) -> None:
-        if self.keep:
-            (self.directory / _KEEP_FILE).touch()
-            self._lock.release()
-        else:
-            _remove_directory(self.directory, self._lock)
 
     def require_clean(self) -> None:
         """Raise LeakError naming everything `audit` finds."""
@@ -465,42 +454,6 @@ def _exported_image(config: LabConfig) -> UvmImage:
 def _service(config: LabConfig, accelerator: AcceleratorChoice) -> QemuComputeService:
     templates = None if config.cold else TemplatePolicy(cache_directory(TEMPLATES))
     return QemuComputeService(accelerator=accelerator, templates=templates)
-
-
-def _make_directory(root: Path | None) -> tuple[Path, FileLock]:
-    base = root or cache_directory(LABS)
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        _sweep(base)
-        directory = Path(tempfile.mkdtemp(prefix="lab-", dir=base))
-    except OSError as error:
-        raise UnavailableError(f"cannot make a lab in {base}: {error.strerror}") from error
-    lock = FileLock(directory / _LOCK_FILE)
-    lock.acquire(timeout=0)
-    return directory, lock
-
-
-def _sweep(base: Path) -> None:
-    """Remove labs whose owner died; a live owner holds its lock, a kept one has a mark."""
-    for directory in base.glob("lab-*"):
-        lock_file = directory / _LOCK_FILE
-        if (directory / _KEEP_FILE).exists() or not lock_file.exists():
-            continue
-        lock = FileLock(lock_file)
-        with contextlib.suppress(Timeout, OSError):
-            lock.acquire(timeout=0)
-            _remove_directory(directory, lock)
-
-
-def _remove_directory(directory: Path, lock: FileLock) -> None:
-    if sys.platform == "win32":
-        lock.release()  # a file that is open cannot be removed there
-    try:
-        shutil.rmtree(directory)
-    except OSError as error:
-        raise InfrastructureError(f"cannot remove {directory}: {error}") from error
-    finally:
-        lock.release()
 
 
 def _open_model() -> LabService:
