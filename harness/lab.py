@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from harness.audit import Baseline, mounts_below, store_leftovers
+from harness.bootfiles import BootImages
 from harness.cachedir import LABS, TEMPLATES, cache_directory
 from harness.capabilities import Capability, missing
 from harness.diskfiles import DiskFiles, files_in_vhdx
@@ -25,7 +26,7 @@ from harness.errors import (
     LeakError,
     UsageError,
 )
-from harness.exportedimage import VARIABLE, demo_in, open_image, root_in
+from harness.exportedimage import VARIABLE, open_image
 from harness.faults import FaultPlan
 from harness.faults.guest import faulty_connection
 from harness.faults.service import FaultyComputeService
@@ -37,11 +38,8 @@ from harness.hcs.streams import listen_hyperv
 from harness.hcs.windowshost import WindowsHost, this_windows
 from harness.hosts.onhost.agent import identity
 from harness.image.build import UvmImage, ensure_image
-from harness.image.demo import ensure_demo_image
-from harness.image.flavour import Flavour
-from harness.image.rootdisk import RootDisk, ensure_root_disk
 from harness.labdirectory import LabDirectory
-from harness.machinekind import STANDARD_MACHINE, MachineKind, RootSource
+from harness.machinekind import STANDARD_MACHINE, MachineKind
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.kvm import Accelerator, AcceleratorChoice
@@ -110,7 +108,9 @@ class Lab:
         self.keep = False
         self.owner = OWNER
         """Whom the systems made from now on belong to: the scenario that runs."""
-        self._uvm_images = {Flavour.STANDARD: image} if image else {}
+        self._boot_images = BootImages(
+            image, exported=config.image, directory=directory.path, progress=progress
+        )
         self._windows = windows
         self._real_service = service
         self._baseline = Baseline.take()
@@ -206,32 +206,19 @@ class Lab:
     @property
     def image(self) -> UvmImage:
         """Kernel and initrd of the standard utility VM. Raises UsageError where there is none."""
-        return self._uvm_image(Flavour.STANDARD)
-
-    def _uvm_image(self, flavour: Flavour) -> UvmImage:
-        """Return the image of a flavour, built at its first use. Raises as `ensure_image`.
-
-        An exported image serves for each: what its flavour lacks, its guests refuse.
-        """
-        if not self._uvm_images:
-            raise UsageError(f"backend {self.backend} boots no image")
-        if self.config.image is not None:
-            flavour = Flavour.STANDARD
-        if flavour not in self._uvm_images:
-            self._uvm_images[flavour] = ensure_image(progress=self._progress, flavour=flavour)
-        return self._uvm_images[flavour]
+        return self._boot_images.image()
 
     @property
     def accelerator(self) -> str:
         """What guest code runs with: `kvm`, `tcg`, `hyper-v`, or `none` where none runs."""
         if self.backend == "hcs":
             return "hyper-v"
-        return self.host.accelerator.value if self._uvm_images else "none"
+        return self.host.accelerator.value if self._boot_images else "none"
 
     def environment(self) -> dict[str, str]:
         """Return versions and facts that a report states; `identity` is who runs this."""
         facts = {"identity": str(identity()["user"])}
-        if not self._uvm_images:
+        if not self._boot_images:
             return facts | {"accelerator": "none: the guest's operating system is played"}
         if isinstance(self._real_service, HcsComputeService):
             facts |= {
@@ -274,20 +261,13 @@ class Lab:
                 "`lcowlab run native-disks` compares every kind"
             )
 
-    def _root_disk(self, image: UvmImage) -> RootDisk:
-        if self.config.image is not None:
-            return root_in(self.config.image)
-        return ensure_root_disk(image, progress=self._progress)
-
     def demo_image(self) -> ImportedImage:
         """Return the demo image, made and imported at the first call."""
         return self.import_image(self.demo_archive())
 
     def demo_archive(self) -> Path:
         """Return the archive of the demo image, made where no exported image holds it."""
-        if self.config.image is not None:
-            return demo_in(self.config.image)
-        return ensure_demo_image(progress=self._progress)
+        return self._boot_images.demo_archive()
 
     def import_image(self, archive: Path) -> ImportedImage:
         """Import an image archive into the store; a second call for the same file costs nothing."""
@@ -297,34 +277,17 @@ class Lab:
 
     def document(self, kind: MachineKind = STANDARD_MACHINE) -> ComputeSystem:
         """Return the HCS document of a utility VM with this lab's image of that kind."""
-        kernel = initrd = root_disk = ""
-        if self._uvm_images:
-            image = self._uvm_image(kind.flavour)
-            kernel, initrd = str(image.vmlinux), str(image.initrd)
-            if kind.root is RootSource.DISK:
-                made = self._root_disk(image)
-                initrd, root_disk = str(made.bootstrap), str(made.disk)
-        elif kind.root is RootSource.DISK:
-            root_disk = str(self._model_root_disk())
+        files = self._boot_images.of(kind)
         return lcow_document(
             owner=self.owner,
-            kernel=kernel,
-            initrd=initrd,
+            kernel=files.kernel,
+            initrd=files.initrd,
             memory_mb=self.config.memory_mib,
             processors=self.config.processors,
             serial_pipe="console",
-            root_disk=root_disk,
+            root_disk=files.root_disk,
             init_options=("-w",) if kind.writable else (),
         )
-
-    def _model_root_disk(self) -> Path:
-        """Return a disk with what the model's guests have, made at its first use."""
-        path = self.directory / "root.vhd"
-        if sys.platform == "linux" and not path.exists():
-            from harness.model.rootdisk import write_root_disk
-
-            write_root_disk(path)
-        return path
 
     def boot_uvm(self, kind: MachineKind = STANDARD_MACHINE) -> UtilityVm:
         """Boot a utility VM; closed with the lab if not before. Raises as `UtilityVm.boot`.
