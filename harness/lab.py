@@ -106,8 +106,8 @@ class Lab:
         self.faults = FaultPlan.parse(config.faults)
         self.claims = DiskClaims()
         self.keep = False
-        self.owner = OWNER
-        """Whom the systems made from now on belong to: the scenario that runs."""
+        self.owner = f"{OWNER}:{self.run}"
+        """Whom the systems made from now on belong to: `lcowlab:RUN`, `:SCENARIO` within one."""
         self._boot_images = BootImages(
             image, exported=config.image, directory=directory.path, progress=progress
         )
@@ -184,6 +184,11 @@ class Lab:
         return self._directory.path
 
     @property
+    def run(self) -> str:
+        """The lab's own name, which no other lab of this user has as long as it is there."""
+        return self._directory.name
+
+    @property
     def backend(self) -> str:
         """The compute service's name."""
         return self._real_service.name
@@ -217,7 +222,7 @@ class Lab:
 
     def environment(self) -> dict[str, str]:
         """Return versions and facts that a report states; `identity` is who runs this."""
-        facts = {"identity": str(identity()["user"])}
+        facts = {"identity": str(identity()["user"]), "run": self.run}
         if not self._boot_images:
             return facts | {"accelerator": "none: the guest's operating system is played"}
         if isinstance(self._real_service, HcsComputeService):
@@ -359,7 +364,7 @@ class Lab:
 
     def begin(self, owner: str) -> None:
         """Begin a scenario: what it makes belongs to `owner`, faults and the audit begin anew."""
-        self.owner = f"{OWNER}:{owner}"
+        self.owner = f"{OWNER}:{self.run}:{owner}"
         self.faults = FaultPlan.parse(self.config.faults)
         self._vms_before = len(self._vms)
         self._real_service.prepare()

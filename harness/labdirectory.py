@@ -31,6 +31,11 @@ class LabDirectory:
         self.path = path
         self._lock = lock
 
+    @property
+    def name(self) -> str:
+        """What tells it from its neighbours."""
+        return self.path.name.removeprefix(_PREFIX)
+
     @classmethod
     def create(cls, base: Path, *, tell: Callable[[str], None]) -> Self:
         """Return a new one in `base`, after removing those whose owners are gone.

@@ -131,5 +131,7 @@ def test_two_labs_of_one_process_are_told_apart_by_run_and_scenario() -> None:
             assert [each.outcome for each in result.scenarios] == [Outcome.PASSED]
             systems = [leak for leak in result.leaks if "compute system" in leak]
             assert len(systems) == 1
-            assert "of lcowlab:mine" in systems[0]
-            assert [each.owner for each in other.service.enumerate()] == ["lcowlab:other"]
+            assert f"of lcowlab:{one.run}:mine" in systems[0]
+            (theirs,) = other.service.enumerate()
+            assert theirs.owner == f"lcowlab:{other.run}:other"
+            assert one.run != other.run

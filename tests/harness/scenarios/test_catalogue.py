@@ -65,7 +65,7 @@ def test_what_a_body_leaves_is_named_and_attributed_to_it(model_lab: Lab) -> Non
     assert only.outcome is Outcome.PASSED
     leaks = "\n".join(result.leaks)
     assert "own: compute system" in leaks
-    assert "of lcowlab:own" in leaks
+    assert f"of lcowlab:{model_lab.run}:own" in leaks
     assert "own: snapshot forgotten" in leaks
     assert "more sockets open" in leaks
     assert model_lab.audit() == (), "the runner takes it down afterwards"
