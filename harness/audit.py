@@ -20,6 +20,7 @@ from snapshotter import Snapshotter
 
 _SETTLE_S: Final = 2.0  # how long threads may take to close what they held
 _POLL_S: Final = 0.01
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _KINDS: Final = {
     "sockets": re.compile(r"socket:"),
     "memory files": re.compile(r"/memfd:|/dev/shm/"),
@@ -27,8 +28,11 @@ _KINDS: Final = {
 }
 
 
-def emulators_of(pid: int) -> list[tuple[int, str]]:
-    """Return (pid, name) of QEMU processes among the descendants of `pid` (Linux)."""
+def processes_below(pid: int) -> list[tuple[int, str]]:
+    """Return (pid, name) of the processes that descend from `pid`; of those that ended, none.
+
+    Linux; empty elsewhere.
+    """
     children: dict[int, list[tuple[int, str]]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -44,8 +48,7 @@ def emulators_of(pid: int) -> list[tuple[int, str]]:
     while waiting:
         for child, name in children.get(waiting.pop(), []):
             waiting.append(child)
-            if name.startswith("qemu-system"):
-                found.append((child, name))
+            found.append((child, name))
     return found
 
 
@@ -54,7 +57,9 @@ def mounts_below(directory: Path) -> list[str]:
     table = Path("/proc/self/mounts")
     if not table.exists():
         return []
-    targets = (line.split()[1] for line in table.read_text().splitlines())
+    lines = table.read_text(errors="surrogateescape").splitlines()
+    # proc(5): blanks and backslashes in a path are written as octal numbers.
+    targets = (_OCTAL.sub(lambda code: chr(int(code[1], 8)), line.split(" ")[1]) for line in lines)
     return [target for target in targets if target.startswith(f"{directory}/")]
 
 
@@ -72,15 +77,15 @@ def store_leftovers(snapshotter: Snapshotter, root: Path, layers: Collection[str
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What this process holds open, counted by kind, and the emulators below it."""
+    """What this process holds open, counted by kind, and the processes below it."""
 
     held: Counter[str]
-    emulators: frozenset[int]
+    processes: frozenset[int]
 
     @classmethod
     def take(cls) -> Self:
         """Return what is held now (Linux; empty elsewhere)."""
-        return cls(_held(), frozenset(pid for pid, _ in emulators_of(os.getpid())))
+        return cls(_held(), frozenset(pid for pid, _ in processes_below(os.getpid())))
 
     def added(self) -> list[str]:
         """Return what is held beyond this baseline, once what is going has had time to go."""
@@ -92,8 +97,8 @@ class Baseline:
     def _added(self) -> list[str]:
         more = _held() - self.held
         found = [f"{count} more {kind} open" for kind, count in sorted(more.items())]
-        running = emulators_of(os.getpid())
-        found += [f"process {pid}: {name}" for pid, name in running if pid not in self.emulators]
+        running = processes_below(os.getpid())
+        found += [f"process {pid}: {name}" for pid, name in running if pid not in self.processes]
         return found
 
 

@@ -1,25 +1,21 @@
 """The lab: from configuration to a snapshotter, a compute service and utility VMs.
 
 The composition root of the harness; both front doors (the command and the pytest plugin) open one.
-Everything a lab makes lies in one private directory, which a later lab sweeps where its owner was
-killed, and `audit` says what is still there.
+Everything a lab makes lies in one private directory, and `audit` says what is still there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, Self
 
-from filelock import FileLock, Timeout
-
 from harness.audit import Baseline, mounts_below, store_leftovers
+from harness.bootfiles import BootImages
 from harness.cachedir import LABS, TEMPLATES, cache_directory
 from harness.capabilities import Capability, missing
 from harness.diskfiles import DiskFiles, files_in_vhdx
@@ -30,7 +26,7 @@ from harness.errors import (
     LeakError,
     UsageError,
 )
-from harness.exportedimage import VARIABLE, demo_in, open_image, root_in
+from harness.exportedimage import VARIABLE, open_image
 from harness.faults import FaultPlan
 from harness.faults.guest import faulty_connection
 from harness.faults.service import FaultyComputeService
@@ -42,10 +38,8 @@ from harness.hcs.streams import listen_hyperv
 from harness.hcs.windowshost import WindowsHost, this_windows
 from harness.hosts.onhost.agent import identity
 from harness.image.build import UvmImage, ensure_image
-from harness.image.demo import ensure_demo_image
-from harness.image.flavour import Flavour
-from harness.image.rootdisk import RootDisk, ensure_root_disk
-from harness.machinekind import STANDARD_MACHINE, MachineKind, RootSource
+from harness.labdirectory import LabDirectory
+from harness.machinekind import STANDARD_MACHINE, MachineKind
 from harness.qemu.clones import TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import HostFacts
 from harness.qemu.kvm import Accelerator, AcceleratorChoice
@@ -53,13 +47,10 @@ from harness.qemu.service import QemuComputeService
 from harness.scsi import DiskClaims
 from harness.uvm import UtilityVm
 from snapshotter import Snapshotter
-from snapshotter.errors import UnavailableError
 from snapshotter.image import ImportedImage, import_image
 
 BACKENDS = ("auto", "qemu", "hcs", "model")
 OWNER = "lcowlab"
-_LOCK_FILE = "lock"
-_KEEP_FILE = "keep"
 
 Progress = Callable[[str], None]
 
@@ -102,8 +93,7 @@ class Lab:
         self,
         config: LabConfig,
         *,
-        directory: Path,
-        lock: FileLock,
+        directory: LabDirectory,
         service: LabService,
         snapshotter: Snapshotter,
         image: UvmImage | None,
@@ -111,18 +101,19 @@ class Lab:
         windows: WindowsHost | None = None,
     ) -> None:
         self.config = config
-        self.directory = directory
+        self._directory = directory
         self.snapshotter = snapshotter
         self.faults = FaultPlan.parse(config.faults)
         self.claims = DiskClaims()
         self.keep = False
-        self.owner = OWNER
-        """Whom the systems made from now on belong to: the scenario that runs."""
-        self._uvm_images = {Flavour.STANDARD: image} if image else {}
+        self.owner = f"{OWNER}:{self.run}"
+        """Whom the systems made from now on belong to: `lcowlab:RUN`, `:SCENARIO` within one."""
+        self._boot_images = BootImages(
+            image, exported=config.image, directory=directory.path, progress=progress
+        )
         self._windows = windows
         self._real_service = service
         self._baseline = Baseline.take()
-        self._lock = lock
         self._progress = progress
         self._vms: list[UtilityVm] = []
         self._vms_before = 0  # of earlier scenarios
@@ -166,14 +157,14 @@ class Lab:
                 service = qemu = undo.enter_context(_service(config, config.accelerator))
                 qemu.host_facts()  # without QEMU nothing below is worth its time
                 image = open_image(config.image) if config.image else ensure_image(progress=tell)
-            directory, lock = _make_directory(config.root)
-            undo.callback(_remove_directory, directory, lock)
-            snapshotter = undo.enter_context(Snapshotter.open(directory / "snapshotter"))
+            base = config.root or cache_directory(LABS)
+            directory = LabDirectory.create(base, tell=tell)
+            undo.callback(directory.remove)
+            snapshotter = undo.enter_context(Snapshotter.open(directory.path / "snapshotter"))
             undo.pop_all()
         return cls(
             config,
             directory=directory,
-            lock=lock,
             service=service,
             snapshotter=snapshotter,
             image=image,
@@ -186,6 +177,16 @@ class Lab:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def directory(self) -> Path:
+        """Everything that the lab makes is in there."""
+        return self._directory.path
+
+    @property
+    def run(self) -> str:
+        """The lab's own name, which no other lab of this user has as long as it is there."""
+        return self._directory.name
 
     @property
     def backend(self) -> str:
@@ -210,32 +211,19 @@ class Lab:
     @property
     def image(self) -> UvmImage:
         """Kernel and initrd of the standard utility VM. Raises UsageError where there is none."""
-        return self._uvm_image(Flavour.STANDARD)
-
-    def _uvm_image(self, flavour: Flavour) -> UvmImage:
-        """Return the image of a flavour, built at its first use. Raises as `ensure_image`.
-
-        An exported image serves for each: what its flavour lacks, its guests refuse.
-        """
-        if not self._uvm_images:
-            raise UsageError(f"backend {self.backend} boots no image")
-        if self.config.image is not None:
-            flavour = Flavour.STANDARD
-        if flavour not in self._uvm_images:
-            self._uvm_images[flavour] = ensure_image(progress=self._progress, flavour=flavour)
-        return self._uvm_images[flavour]
+        return self._boot_images.image()
 
     @property
     def accelerator(self) -> str:
         """What guest code runs with: `kvm`, `tcg`, `hyper-v`, or `none` where none runs."""
         if self.backend == "hcs":
             return "hyper-v"
-        return self.host.accelerator.value if self._uvm_images else "none"
+        return self.host.accelerator.value if self._boot_images else "none"
 
     def environment(self) -> dict[str, str]:
         """Return versions and facts that a report states; `identity` is who runs this."""
-        facts = {"identity": str(identity()["user"])}
-        if not self._uvm_images:
+        facts = {"identity": str(identity()["user"]), "run": self.run}
+        if not self._boot_images:
             return facts | {"accelerator": "none: the guest's operating system is played"}
         if isinstance(self._real_service, HcsComputeService):
             facts |= {
@@ -278,20 +266,13 @@ class Lab:
                 "`lcowlab run native-disks` compares every kind"
             )
 
-    def _root_disk(self, image: UvmImage) -> RootDisk:
-        if self.config.image is not None:
-            return root_in(self.config.image)
-        return ensure_root_disk(image, progress=self._progress)
-
     def demo_image(self) -> ImportedImage:
         """Return the demo image, made and imported at the first call."""
         return self.import_image(self.demo_archive())
 
     def demo_archive(self) -> Path:
         """Return the archive of the demo image, made where no exported image holds it."""
-        if self.config.image is not None:
-            return demo_in(self.config.image)
-        return ensure_demo_image(progress=self._progress)
+        return self._boot_images.demo_archive()
 
     def import_image(self, archive: Path) -> ImportedImage:
         """Import an image archive into the store; a second call for the same file costs nothing."""
@@ -301,34 +282,17 @@ class Lab:
 
     def document(self, kind: MachineKind = STANDARD_MACHINE) -> ComputeSystem:
         """Return the HCS document of a utility VM with this lab's image of that kind."""
-        kernel = initrd = root_disk = ""
-        if self._uvm_images:
-            image = self._uvm_image(kind.flavour)
-            kernel, initrd = str(image.vmlinux), str(image.initrd)
-            if kind.root is RootSource.DISK:
-                made = self._root_disk(image)
-                initrd, root_disk = str(made.bootstrap), str(made.disk)
-        elif kind.root is RootSource.DISK:
-            root_disk = str(self._model_root_disk())
+        files = self._boot_images.of(kind)
         return lcow_document(
             owner=self.owner,
-            kernel=kernel,
-            initrd=initrd,
+            kernel=files.kernel,
+            initrd=files.initrd,
             memory_mb=self.config.memory_mib,
             processors=self.config.processors,
             serial_pipe="console",
-            root_disk=root_disk,
+            root_disk=files.root_disk,
             init_options=("-w",) if kind.writable else (),
         )
-
-    def _model_root_disk(self) -> Path:
-        """Return a disk with what the model's guests have, made at its first use."""
-        path = self.directory / "root.vhd"
-        if sys.platform == "linux" and not path.exists():
-            from harness.model.rootdisk import write_root_disk
-
-            write_root_disk(path)
-        return path
 
     def boot_uvm(self, kind: MachineKind = STANDARD_MACHINE) -> UtilityVm:
         """Boot a utility VM; closed with the lab if not before. Raises as `UtilityVm.boot`.
@@ -400,7 +364,7 @@ class Lab:
 
     def begin(self, owner: str) -> None:
         """Begin a scenario: what it makes belongs to `owner`, faults and the audit begin anew."""
-        self.owner = f"{OWNER}:{owner}"
+        self.owner = f"{OWNER}:{self.run}:{owner}"
         self.faults = FaultPlan.parse(self.config.faults)
         self._vms_before = len(self._vms)
         self._real_service.prepare()
@@ -409,7 +373,7 @@ class Lab:
     def audit(self) -> tuple[str, ...]:
         """Return what is still there beside the imported image layers; empty when clean.
 
-        Looks at systems of this lab's service with their disks, at emulators below this process,
+        Looks at systems of this lab's service with their disks, at processes below this process,
         at the sockets, memory files and disk files it holds open, at mounts, and at the rows and
         directories of the store. What other labs of other processes have is not looked at.
         """
@@ -427,20 +391,13 @@ class Lab:
     def close(self) -> None:
         """Close utility VMs, service and store, and remove the directory unless `keep` is set."""
         with contextlib.ExitStack() as closing:
-            closing.callback(self._leave_directory)
+            closing.callback(self._directory.keep if self.keep else self._directory.remove)
             closing.callback(self.snapshotter.close)
             closing.callback(self._real_service.close_all)
             for vm in self._vms:
                 closing.callback(vm.close)
         self._vms.clear()
         self._vms_before = 0
-
-    def _leave_directory(self) -> None:
-        if self.keep:
-            (self.directory / _KEEP_FILE).touch()
-            self._lock.release()
-        else:
-            _remove_directory(self.directory, self._lock)
 
     def require_clean(self) -> None:
         """Raise LeakError naming everything `audit` finds."""
@@ -465,42 +422,6 @@ def _exported_image(config: LabConfig) -> UvmImage:
 def _service(config: LabConfig, accelerator: AcceleratorChoice) -> QemuComputeService:
     templates = None if config.cold else TemplatePolicy(cache_directory(TEMPLATES))
     return QemuComputeService(accelerator=accelerator, templates=templates)
-
-
-def _make_directory(root: Path | None) -> tuple[Path, FileLock]:
-    base = root or cache_directory(LABS)
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        _sweep(base)
-        directory = Path(tempfile.mkdtemp(prefix="lab-", dir=base))
-    except OSError as error:
-        raise UnavailableError(f"cannot make a lab in {base}: {error.strerror}") from error
-    lock = FileLock(directory / _LOCK_FILE)
-    lock.acquire(timeout=0)
-    return directory, lock
-
-
-def _sweep(base: Path) -> None:
-    """Remove labs whose owner died; a live owner holds its lock, a kept one has a mark."""
-    for directory in base.glob("lab-*"):
-        lock_file = directory / _LOCK_FILE
-        if (directory / _KEEP_FILE).exists() or not lock_file.exists():
-            continue
-        lock = FileLock(lock_file)
-        with contextlib.suppress(Timeout, OSError):
-            lock.acquire(timeout=0)
-            _remove_directory(directory, lock)
-
-
-def _remove_directory(directory: Path, lock: FileLock) -> None:
-    if sys.platform == "win32":
-        lock.release()  # a file that is open cannot be removed there
-    try:
-        shutil.rmtree(directory)
-    except OSError as error:
-        raise InfrastructureError(f"cannot remove {directory}: {error}") from error
-    finally:
-        lock.release()
 
 
 def _open_model() -> LabService:

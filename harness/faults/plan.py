@@ -35,10 +35,18 @@ _CHANGES: Final = (
     (RequestType.ADD, ResourceType.COMBINED_LAYERS),
     (RequestType.REMOVE, ResourceType.COMBINED_LAYERS),
 )
+# What the host never sends as it is: changes have boundaries of their own, below; hcsshim's Linux
+# guest has no use for the others.
+_UNSENT: Final = (
+    Request.MODIFY_SETTINGS,
+    Request.UPDATE_CONTAINER,
+    Request.LIFECYCLE_NOTIFICATION,
+    Request.MODIFY_SERVICE_SETTINGS,
+)
 BOUNDARIES: Final = (
     *(f"service.{name}" for name in _SERVICE),
     "stream.listen",
-    *(guest_boundary(each, None, "") for each in Request if each is not Request.MODIFY_SETTINGS),
+    *(guest_boundary(each, None, "") for each in Request if each not in _UNSENT),
     *(guest_boundary(Request.MODIFY_SETTINGS, change, str(what)) for change, what in _CHANGES),
 )
 """Every boundary where a fault can be put."""

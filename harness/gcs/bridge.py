@@ -66,6 +66,11 @@ class PendingCall:
         """What was asked."""
         return self._request
 
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer, or there will be none."""
+        return self._done.is_set()
+
     def result(self) -> Mapping[str, object]:
         """Return the answer's JSON object once it is there.
 
@@ -200,6 +205,11 @@ class Bridge:
         """Keep the container's notifications; call it before the container is created."""
         with self._lock:
             self._notifications.setdefault(container_id, [])
+
+    def forget_notifications(self, container_id: str) -> None:
+        """Forget what was told of an earlier container of that id: there is a new one."""
+        with self._lock:
+            self._notifications[container_id] = []
 
     def wait_notification(
         self, container_id: str, *, timeout_s: float | None = None

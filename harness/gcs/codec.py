@@ -7,7 +7,8 @@ upstream's guest does not cap.
 
 A message is a frozen dataclass whose fields are made by `wire`: it gives the JSON name and the
 shape. Empty values are left out, as Go's `omitempty` does, unless the field says `always`; unknown
-names are ignored; absent or null ones take the shape's empty value.
+names are ignored; absent or null ones take the shape's empty value. A name that is not there is
+looked for in any case, as Go does: hcsshim's two ends spell `CreateInUtilityVm` each in its way.
 """
 
 from __future__ import annotations
@@ -138,15 +139,26 @@ def from_json(kind: type[_M], value: object, path: str = "") -> _M:
     if not isinstance(value, Mapping):
         raise MessageError(path, f"{type(value).__name__} where an object belongs")
     arguments: dict[str, object] = {}
+    missing: list[tuple[str, _Wire]] = []
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # any message dataclass
         spec: _Wire = field.metadata[_WIRE]
-        here = f"{path}.{spec.name}" if path else spec.name
-        raw = value.get(spec.name)
-        if spec.embedded and raw not in (None, ""):
-            raw = loads(_read_text(raw, here), here)
-        if raw is not None:
-            arguments[field.name] = spec.shape.read(raw, here)
+        if spec.name not in value:
+            missing.append((field.name, spec))
+        elif (raw := value[spec.name]) is not None:
+            arguments[field.name] = _read_field(spec, raw, path)
+    if missing and len(value) > len(arguments):
+        folded = {name.lower(): held for name, held in value.items() if isinstance(name, str)}
+        for name, spec in missing:
+            if (raw := folded.get(spec.name.lower())) is not None:
+                arguments[name] = _read_field(spec, raw, path)
     return kind(**arguments)
+
+
+def _read_field(spec: _Wire, raw: object, path: str) -> object:
+    here = f"{path}.{spec.name}" if path else spec.name
+    if spec.embedded and raw != "":
+        raw = loads(_read_text(raw, here), here)
+    return spec.shape.read(raw, here)
 
 
 def dumps(value: object) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from harness.errors import GuestError, ProtocolError
-from harness.gcs.bridge import DEFAULT_TIMEOUT_S, Bridge, PendingCall
+from harness.gcs.bridge import DEFAULT_TIMEOUT_S, Bridge
 from harness.gcs.codec import MessageError, from_json, to_json
 from harness.gcs.prot import (
     INFINITE,
@@ -56,6 +56,11 @@ _M = TypeVar("_M")
 _WAIT_MARGIN_S = 30.0  # what the guest may take to say that its own timeout has passed
 _MS_MAX = INFINITE - 1
 _NO_STDIO = StdioPorts()
+_Body = Mapping[str, object]
+Call = Callable[[], _Body]
+"""Sends a request and returns its answer."""
+CallGate = Callable[[Request, object | None, Call], _Body]
+"""What every request of a client passes through: returns what the call does, or meets a fault."""
 
 
 def is_not_found(error: GuestError) -> bool:
@@ -63,64 +68,16 @@ def is_not_found(error: GuestError) -> bool:
     return error.hresult in (HResult.NOT_FOUND, HResult.SYSTEM_NOT_FOUND)
 
 
-class GuestBridge(Protocol):
-    """What the client needs of a bridge; `harness.gcs.bridge.Bridge` is the real one."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether the bridge is closed."""
-        ...
-
-    def close(self) -> None:
-        """Close the bridge; may be repeated."""
-        ...
-
-    def kill(self, cause: Exception) -> None:
-        """Close the bridge for a reason that everybody who waits gets to know."""
-        ...
-
-    def explain_end(self, why_gone: Callable[[], Exception | None]) -> None:
-        """Have `why_gone` asked, once, when the guest's end closes by itself."""
-        ...
-
-    def send(
-        self,
-        request: Request,
-        message: object | None = None,
-        *,
-        container_id: str = NULL_ID,
-        timeout_s: float | None = DEFAULT_TIMEOUT_S,
-    ) -> PendingCall:
-        """Send a request and return what to wait on."""
-        ...
-
-    def call(
-        self,
-        request: Request,
-        message: object | None = None,
-        *,
-        container_id: str = NULL_ID,
-        timeout_s: float | None = DEFAULT_TIMEOUT_S,
-    ) -> Mapping[str, object]:
-        """Return the answer's JSON object."""
-        ...
-
-    def expect_notifications(self, container_id: str) -> None:
-        """Keep the container's notifications."""
-        ...
-
-    def wait_notification(
-        self, container_id: str, *, timeout_s: float | None = None
-    ) -> ContainerNotification:
-        """Return the container's first notification."""
-        ...
+def _open_gate(_request: Request, _message: object | None, call: Call) -> _Body:
+    return call()
 
 
 class GuestClient:
     """The guest of one utility VM. Use it as a context manager, or close it."""
 
-    def __init__(self, bridge: GuestBridge) -> None:
+    def __init__(self, bridge: Bridge, *, gate: CallGate = _open_gate) -> None:
         self._bridge = bridge
+        self._gate = gate
         self._capabilities: Capabilities | None = None
 
     @classmethod
@@ -143,7 +100,7 @@ class GuestClient:
         self._bridge.close()
 
     @property
-    def bridge(self) -> GuestBridge:
+    def bridge(self) -> Bridge:
         """The bridge below."""
         return self._bridge
 
@@ -227,22 +184,25 @@ class GuestClient:
             oci_specification=dict(spec),
             scratch_dir_path=scratch_dir,
         )
-        self._bridge.call(
+        self._ask(
             Request.CREATE, Create(config=config), container_id=container_id, timeout_s=timeout_s
         )
+        # A refusal may mean that the earlier one is still there. The new one has no init yet, so
+        # nothing of its own is lost.
+        self._bridge.forget_notifications(container_id)
 
     def start_container(self, container_id: str) -> None:
         """Send Start, which a Linux guest takes without running anything."""
-        self._bridge.call(Request.START, container_id=container_id)
+        self._ask(Request.START, container_id=container_id)
 
     def shutdown_container(self, container_id: str, *, force: bool = False) -> None:
         """Send SIGTERM to a container's init, or SIGKILL."""
         request = Request.SHUTDOWN_FORCED if force else Request.SHUTDOWN_GRACEFUL
-        self._bridge.call(request, container_id=container_id)
+        self._ask(request, container_id=container_id)
 
     def delete_container_state(self, container_id: str) -> None:
         """Remove a container, its bundle and its scratch directory; the scratch is mounted."""
-        self._bridge.call(Request.DELETE_CONTAINER_STATE, container_id=container_id)
+        self._ask(Request.DELETE_CONTAINER_STATE, container_id=container_id)
 
     def wait_container_exit(
         self, container_id: str, *, timeout_s: float | None = None
@@ -327,17 +287,17 @@ class GuestClient:
 
     def signal_process(self, container_id: str | None, process_id: int, signal: int = 0) -> None:
         """Send a signal; 0 stands for SIGKILL."""
-        self._bridge.call(
+        self._ask(
             Request.SIGNAL_PROCESS,
             SignalProcess(process_id=process_id, options=SignalOptions(signal=signal)),
-            container_id=container_id or NULL_ID,
+            container_id=container_id,
         )
 
     def resize_console(
         self, container_id: str | None, process_id: int, *, height: int, width: int
     ) -> None:
         """Set the size of a process's terminal, in characters."""
-        self._bridge.call(
+        self._ask(
             Request.RESIZE_CONSOLE,
             ResizeConsole(process_id=process_id, height=height, width=width),
             container_id=container_id or NULL_ID,
@@ -347,7 +307,12 @@ class GuestClient:
 
     def shutdown(self) -> None:
         """Have the guest power off; it does not answer. Watch the compute system for its exit."""
-        self._bridge.send(Request.SHUTDOWN_GRACEFUL, timeout_s=None)
+
+        def send() -> _Body:
+            self._bridge.send(Request.SHUTDOWN_GRACEFUL, timeout_s=None)
+            return {}
+
+        self._gate(Request.SHUTDOWN_GRACEFUL, None, send)
 
     def dump_stacks(self) -> str:
         """Return what every thread of the agent is doing."""
@@ -355,8 +320,23 @@ class GuestClient:
 
     # -- below -----------------------------------------------------------------------------------
 
+    def _ask(
+        self,
+        request: Request,
+        message: object | None = None,
+        *,
+        container_id: str | None = None,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
+    ) -> _Body:
+        def call() -> _Body:
+            return self._bridge.call(
+                request, message, container_id=container_id or NULL_ID, timeout_s=timeout_s
+            )
+
+        return self._gate(request, message, call)
+
     def _modify(self, kind: RequestType, resource: ResourceType, settings: object) -> None:
-        self._bridge.call(Request.MODIFY_SETTINGS, _modification(kind, resource, settings))
+        self._ask(Request.MODIFY_SETTINGS, _modification(kind, resource, settings))
 
     def _call(
         self,
@@ -367,9 +347,7 @@ class GuestClient:
         container_id: str | None = None,
         timeout_s: float | None = DEFAULT_TIMEOUT_S,
     ) -> _M:
-        body = self._bridge.call(
-            request, message, container_id=container_id or NULL_ID, timeout_s=timeout_s
-        )
+        body = self._ask(request, message, container_id=container_id, timeout_s=timeout_s)
         try:
             return from_json(answer, body)
         except MessageError as error:

@@ -56,26 +56,31 @@ _GRACE_S = 0.5  # for requests that are under way when the host goes
 
 
 def serve() -> None:
-    """Set the machine up and serve until the host is gone; then power off."""
+    """Set the machine up and serve until the host is gone; then power off, or stay (`-s`)."""
     _move_root()
     _mount_all()
     os.environ.clear()
     os.environ.update(PATH=DEFAULT_PATH, HOME="/root", LANG="C.UTF-8")
     hyperv = _on_hyperv()
     modules = "hyperv" if hyperv else "qemu"
+    options = _options(sys.argv[1:])
+    stays = "s" in options
     log = Log(_to_console)
     _load(f"{modules}.first")
     transport: Transport
     if hyperv:
-        transport = VsockTransport()
+        transport = VsockTransport(patience_s=None) if stays else VsockTransport()
     else:
         transport = VirtioTransport.open(on_violation=lambda text: log.error(f"stdio port: {text}"))
     system = LinuxSystem(transport.dial)
     system.start()
-    setup = Setup(modules, log, writable="w" in _options(sys.argv[1:]))
+    setup = Setup(modules, log, writable="w" in options)
     agent = Agent(system, log, crun=_CRUN, setup=setup.complete)
     for bridge in transport.bridges():
         agent.serve(bridge)
+    if stays:
+        _to_console("agent: the host is gone, staying")
+        threading.Event().wait()
     _to_console("agent: the host is gone, powering off")
     time.sleep(_GRACE_S)
     system.power_off()

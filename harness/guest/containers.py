@@ -72,6 +72,7 @@ class Container:
         self.init: GuestProcess | None = None
         self.group: str | None = None  # its cgroup, which stays until crun deletes the container
         self.exit_type = NotificationType.UNEXPECTED_EXIT
+        self.told = threading.Event()  # its end was published
 
     def need_init(self) -> GuestProcess:
         """Return its init. Raises GuestFailure if it never ran."""
@@ -195,6 +196,7 @@ class Containers:
                 result_info=dumps({"OutOfMemoryKills": kills}) if kills else "",
             )
         )
+        container.told.set()
 
     def stop(self, container_id: str, *, force: bool) -> None:
         """Send SIGTERM or SIGKILL to the init. Raises GuestFailure if it does not run."""
@@ -266,7 +268,8 @@ class Containers:
         container.exit_type = NotificationType.FORCED_EXIT
         init.child.signal(signal.SIGKILL)
         self._crun.delete(container.id)  # kills what init's end has left, too
-        if init.wait(_KILL_S) is None:
+        # Told too late, the end would be taken for that of the next container of this id.
+        if init.wait(_KILL_S) is None or not container.told.wait(_KILL_S):
             raise GuestFailure(
                 HResult.TIMEOUT, f"container {container.id} runs {_KILL_S:g} s after SIGKILL"
             )

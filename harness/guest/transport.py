@@ -2,7 +2,7 @@
 
 On QEMU the port `gcs` is the bridge and `stdio` carries the dialed streams; both exist from the
 start and end with the host. On Hyper-V everything is a vsock connection to the host, and the
-bridge is dialed again whenever it ends.
+bridge is dialed again whenever it ends, for two minutes or, where the guest is to stay, for ever.
 """
 
 # ruff: noqa: E402 - the assertion below comes first on purpose
@@ -32,6 +32,7 @@ _PORTS = "/sys/class/virtio-ports"
 _PORT_S = 30.0
 _POLL_S = 0.001
 _REDIAL_S = 0.1
+_PATIENCE_S = 120.0  # as long as hcsshim's host waits for its guest: HCSSHIM_TIMEOUT_GCSCONNECTION
 _DIAL_ATTEMPTS = 10  # hcsshim's guest tries as often, on ETIMEDOUT alone
 _CHUNK = 32 * 1024  # virtio_console splits there
 _READ_SIZE = 64 * 1024
@@ -180,22 +181,40 @@ class VirtioTransport:
 class VsockTransport:
     """Hyper-V: vsock to the host, which the kernel carries over VMBus."""
 
+    def __init__(
+        self,
+        *,
+        patience_s: float | None = _PATIENCE_S,
+        connect: Callable[[int], socket.socket] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`patience_s` is how long a host that takes no bridge may still come; None for ever."""
+        self._patience_s = patience_s
+        self._connect = connect or _connect
+        self._clock = clock
+        self._pause = pause
+
     def bridges(self) -> Iterator[ByteStream]:
-        """Yield a bridge whenever the host takes one; never ends."""
+        """Yield a bridge whenever the host takes one, until its time is over."""
+        since = self._clock()
         while True:
             try:
-                connected = _connect(BRIDGE_PORT)
+                connected = self._connect(BRIDGE_PORT)
             except OSError:
-                time.sleep(_REDIAL_S)
+                if self._patience_s is not None and self._clock() - since > self._patience_s:
+                    return
+                self._pause(_REDIAL_S)
                 continue
             with connected:
                 yield SocketStream(connected)
+            since = self._clock()
 
     def dial(self, port: int) -> Connection:
         """Connect to a port of the host."""
         for attempt in range(_DIAL_ATTEMPTS):
             try:
-                return SocketConnection(_connect(port))
+                return SocketConnection(self._connect(port))
             except TimeoutError:
                 if attempt == _DIAL_ATTEMPTS - 1:
                     raise

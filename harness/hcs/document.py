@@ -1,4 +1,4 @@
-"""HCS documents: the `ComputeSystem` tree as LCOW uses it, and `ModifySettingRequest`.
+"""HCS documents: the `ComputeSystem` tree as LCOW uses it; also the names that go with it.
 
 Field names, spelling and omission rules are those of the HCS schema as hcsshim sends it (hcsshim
 `internal/hcs/schema2`; MicrosoftDocs `virtualization/api/hcs/SchemaReference`). Fields that LCOW
@@ -10,9 +10,6 @@ Each service appends what its own virtual hardware needs.
 
 from __future__ import annotations
 
-import enum
-import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -27,7 +24,23 @@ from harness.hcs.devices import (
     HvSocketSystemConfig,
     Scsi,
 )
+from harness.hcs.requests import (
+    ModifySettingRequest,
+    RequestType,
+    attach_request,
+    detach_request,
+)
 from harness.hcs.schema import decode, encode, json_name, unknown_fields
+from harness.hcs.scsislots import (
+    LUNS_PER_CONTROLLER,
+    MAX_SCSI_CONTROLLERS,
+    SCSI_CONTROLLER_GUIDS,
+    controller_number,
+    is_scsi_attachment_path,
+    lun_number,
+    parse_scsi_attachment_path,
+    scsi_attachment_path,
+)
 
 __all__ = [
     "LUNS_PER_CONTROLLER",
@@ -66,31 +79,10 @@ __all__ = [
     "scsi_attachment_path",
 ]
 
-# hcsshim addresses SCSI controllers by fixed GUIDs, because a guest enumerates them in any order:
-# UUIDv5 of this namespace and the names "0" to "3" (hcsshim internal/protocol/guestrequest).
-_SCSI_NAMESPACE: Final = uuid.UUID("d422512d-2bf2-4752-809d-7b82b5fcb1b4")
-MAX_SCSI_CONTROLLERS: Final = 4
-LUNS_PER_CONTROLLER: Final = 64
-SCSI_CONTROLLER_GUIDS: Final = tuple(
-    str(uuid.uuid5(_SCSI_NAMESPACE, str(index))) for index in range(MAX_SCSI_CONTROLLERS)
-)
 ROOT_SLOT: Final = (0, 0)
 """Controller and LUN of a root disk, as hcsshim reserves them."""
 MIN_MEMORY_MB: Final = 256
 """Less leaves too little for the guest agent beside a container."""
-
-_SCSI_PATH: Final = re.compile(
-    r"VirtualMachine/Devices/Scsi/([^/]+)/Attachments/(\d+)", re.IGNORECASE
-)
-
-
-class RequestType(enum.StrEnum):
-    """What a ModifySettingRequest does to its resource."""
-
-    ADD = "Add"
-    REMOVE = "Remove"
-    PRE_ADD = "PreAdd"
-    UPDATE = "Update"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,102 +259,6 @@ class ComputeSystem:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class ModifySettingRequest:
-    """One change of a running system (HcsModifyComputeSystem)."""
-
-    resource_path: str = ""
-    request_type: RequestType = RequestType.ADD
-    settings: Attachment | Mapping[str, Any] | None = None
-    guest_request: Mapping[str, Any] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object that HCS takes."""
-        out: dict[str, Any] = {
-            "ResourcePath": self.resource_path,
-            "RequestType": str(self.request_type),
-        }
-        if isinstance(self.settings, Attachment):
-            out["Settings"] = self.settings.to_json()
-        elif self.settings is not None:
-            out["Settings"] = dict(self.settings)
-        if self.guest_request is not None:
-            out["GuestRequest"] = dict(self.guest_request)
-        return out
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """Return the request of a JSON object; settings of a SCSI path become an Attachment.
-
-        Raises UsageError for an unknown field or request type, naming it.
-        """
-        unknown = set(raw) - {"ResourcePath", "RequestType", "Settings", "GuestRequest"}
-        if unknown:
-            raise UsageError(f"ModifySettingRequest: unknown field {min(unknown)}")
-        path = raw.get("ResourcePath", "")
-        try:
-            kind = RequestType(raw.get("RequestType") or RequestType.ADD)
-        except ValueError:
-            raise UsageError(f"ModifySettingRequest: unknown type {raw['RequestType']!r}") from None
-        settings = raw.get("Settings")
-        if settings is not None and _SCSI_PATH.fullmatch(path):
-            settings = decode(Attachment, settings, at="Settings")
-        return cls(path, kind, settings, raw.get("GuestRequest"))
-
-
-def controller_number(key: str) -> int:
-    """Return 0 to 3 for the GUID of a SCSI controller. Raises UsageError for any other key."""
-    try:
-        return SCSI_CONTROLLER_GUIDS.index(key.lower())
-    except ValueError:
-        known = ", ".join(SCSI_CONTROLLER_GUIDS)
-        raise UsageError(f"unknown SCSI controller {key!r}; the controllers are {known}") from None
-
-
-def lun_number(text: str) -> int:
-    """Return 0 to 63. Raises UsageError for anything else."""
-    if not (text.isascii() and text.isdecimal() and int(text) < LUNS_PER_CONTROLLER):
-        raise UsageError(f"LUN {text!r} is not one of 0 to {LUNS_PER_CONTROLLER - 1}")
-    return int(text)
-
-
-def scsi_attachment_path(controller: int, lun: int) -> str:
-    """Return the resource path of a SCSI slot. Raises UsageError for a slot that does not exist."""
-    if not 0 <= controller < MAX_SCSI_CONTROLLERS:
-        raise UsageError(f"SCSI controller {controller} is not one of 0 to 3")
-    guid = SCSI_CONTROLLER_GUIDS[controller]
-    return f"VirtualMachine/Devices/Scsi/{guid}/Attachments/{lun_number(str(lun))}"
-
-
-def is_scsi_attachment_path(path: str) -> bool:
-    """Whether a resource path is that of a SCSI slot, of whatever controller."""
-    return _SCSI_PATH.fullmatch(path) is not None
-
-
-def parse_scsi_attachment_path(path: str) -> tuple[int, int]:
-    """Return (controller, LUN) of a resource path. Raises UsageError for any other path."""
-    match = _SCSI_PATH.fullmatch(path)
-    if match is None:
-        raise UsageError(f"{path!r} is not the resource path of a SCSI slot")
-    return controller_number(match[1]), lun_number(match[2])
-
-
-def attach_request(
-    controller: int, lun: int, path: str, *, read_only: bool = False
-) -> ModifySettingRequest:
-    """Return the request that attaches a virtual disk to a SCSI slot."""
-    return ModifySettingRequest(
-        scsi_attachment_path(controller, lun),
-        RequestType.ADD,
-        Attachment(AttachmentType.VIRTUAL_DISK, path, read_only=read_only),
-    )
-
-
-def detach_request(controller: int, lun: int) -> ModifySettingRequest:
-    """Return the request that detaches the disk of a SCSI slot."""
-    return ModifySettingRequest(scsi_attachment_path(controller, lun), RequestType.REMOVE)
-
-
 def lcow_document(
     *,
     owner: str,
@@ -380,7 +276,8 @@ def lcow_document(
 
     With a `root_disk` (VHD or VHDX) the root file system is that, read-only, in the slot
     ROOT_SLOT; `initrd` is then empty, or what loads the disk's driver first. `init_options` go
-    behind `--`: `-w` makes /etc and /var of a root disk writable, in memory.
+    behind `--`: `-w` makes /etc and /var of a root disk writable, in memory; `-s`, which is ours,
+    has a guest whose host is gone stay, with all that runs in it, instead of powering off.
 
     It has four SCSI controllers, no network, a serial port on `serial_pipe` (a path such as
     `\\.\pipe\console`; other services than HCS take any text for "yes") and a neutral kernel

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from harness.errors import ComputeServiceError, UsageError
 from harness.hcs.document import ComputeSystem, ModifySettingRequest
-from harness.hcs.hcssystem import HcsSystem, not_found
-from harness.hcs.hresult import ALREADY_EXISTS
+from harness.hcs.hcssystem import HcsSystem
 from harness.hcs.service import StreamEndpoint, SystemEvent, SystemProperties, SystemState
+from harness.hcs.systems import SystemTable
 from harness.hcs.windowshost import WindowsHost
 
 _QUERY_S: Final = 30.0
@@ -27,11 +26,9 @@ class HcsComputeService:
 
     def __init__(self, host: WindowsHost) -> None:
         self._host = host
+        self._systems: SystemTable[HcsSystem] = SystemTable()
         self._lock = threading.Lock()
-        self._systems: dict[str, HcsSystem] = {}
-        self._creating: set[str] = set()
         self._was_ours: set[str] = set()
-        self._closed = False
 
     @property
     def name(self) -> str:
@@ -59,23 +56,12 @@ class HcsComputeService:
         The machine's account may read the boot files and its disks until it is closed. Raises
         ComputeServiceError (0x8037010f for an id in use), HcsCallError with HCS' own reasons.
         """
-        with self._lock:
-            if self._closed:
-                raise UsageError("the compute service was closed")
-            if system_id in self._systems or system_id in self._creating:
-                raise ComputeServiceError(
-                    f"there is a system {system_id} already", hresult=ALREADY_EXISTS
-                )
-            self._creating.add(system_id)
-        try:
+        with self._systems.creating(system_id):
             system = HcsSystem(self._host, system_id, document)
             system.create()
+            self._systems.add(system_id, system)
             with self._lock:
-                self._systems[system_id] = system
                 self._was_ours.discard(system_id)
-        finally:
-            with self._lock:
-                self._creating.discard(system_id)
         return system.properties()
 
     def start(self, system_id: str, *, timeout_s: float = 60.0) -> None:
@@ -106,9 +92,8 @@ class HcsComputeService:
         Also what HCS still has of those that were closed: there should be none.
         """
         with self._lock:
-            systems = list(self._systems.values())
             closed = sorted(self._was_ours)
-        found = [each.properties() for each in systems]
+        found = [each.properties() for each in self._systems.all()]
         if closed:
             left = self._host.api.enumerate({"Ids": closed}, timeout_s=_QUERY_S)
             found += [_listed(each) for each in left]
@@ -121,8 +106,7 @@ class HcsComputeService:
 
         They belong to another process that runs, or to one that died and left them.
         """
-        with self._lock:
-            ours = set(self._systems) | self._creating
+        ours = self._systems.ids()
         listed = self._host.api.enumerate({"Types": ["VirtualMachine"]}, timeout_s=_QUERY_S)
         return [
             _listed(each)
@@ -167,27 +151,20 @@ class HcsComputeService:
         Raises ComputeTimeoutError for one that does not end: it stays known, and may be closed
         again.
         """
-        system = self._system(system_id)
+        self._close(self._system(system_id))
+
+    def _close(self, system: HcsSystem) -> None:
         try:
             system.close()
         finally:
             if system.closed:
                 with self._lock:
-                    self._systems.pop(system_id, None)
-                    self._was_ours.add(system_id)
+                    self._was_ours.add(system.id)
+                self._systems.forget(system.id)
 
     def close_all(self) -> None:
         """Close every system and the service; may be repeated. Raises its first error last."""
-        errors: list[ComputeServiceError] = []
-        with self._lock:
-            self._closed = True
-            systems = list(self._systems)
-        for system_id in systems:
-            try:
-                self.close(system_id)
-            except ComputeServiceError as error:
-                errors.append(error)
-        if errors:
+        if errors := self._systems.close(self._close):
             raise errors[0]
 
     def __enter__(self) -> Self:
@@ -202,11 +179,7 @@ class HcsComputeService:
         self.close_all()
 
     def _system(self, system_id: str) -> HcsSystem:
-        with self._lock:
-            system = self._systems.get(system_id)
-        if system is None:
-            raise not_found(system_id)
-        return system
+        return self._systems.find(system_id)
 
 
 def _listed(each: Mapping[str, Any]) -> SystemProperties:

@@ -40,7 +40,6 @@ from harness.hcs.hcsdocument import for_hcs
 from harness.hcs.hresult import (
     ALREADY_EXISTS,
     ELEMENT_NOT_FOUND,
-    SYSTEM_NOT_FOUND,
     parse_document,
 )
 from harness.hcs.notifications import Notification
@@ -55,6 +54,7 @@ from harness.hcs.service import (
     SystemState,
 )
 from harness.hcs.streams import hvsock_address
+from harness.hcs.systems import EventLog, not_found
 from harness.hcs.windowshost import WindowsHost
 
 _CREATE_S: Final = 240.0  # hcsshim HCSSHIM_TIMEOUT_SYSTEMCREATE
@@ -88,7 +88,7 @@ class HcsSystem:
         self._exit_reason = ""
         self._crash = ""
         self._forced = False
-        self._events: list[SystemEvent] = []
+        self._events = EventLog(system_id)
         self._disks: dict[tuple[int, int], AttachedDisk] = {}
         self._doubtful: set[tuple[int, int]] = set()
         self._ports: set[int] = set()
@@ -246,16 +246,7 @@ class HcsSystem:
 
     def events(self, *, after: int, timeout_s: float) -> Sequence[SystemEvent]:
         """Return events above `after`; waits up to `timeout_s` for the first."""
-        deadline = time.monotonic() + timeout_s
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise not_found(self.id)
-                new = self._events[after:]
-                left = deadline - time.monotonic()
-                if new or left <= 0:
-                    return new
-                self._changed.wait(left)
+        return self._events.read(after=after, timeout_s=timeout_s)
 
     def console(self) -> str:
         """Return the last 64 KiB of the serial console; "" without one."""
@@ -303,6 +294,7 @@ class HcsSystem:
         """Give back everything; for a system that has ended, or never came to be."""
         with self._changed:
             self._closed = True
+            self._events.close()
             self._changed.notify_all()
             while self._users:
                 self._changed.wait()
@@ -379,14 +371,8 @@ class HcsSystem:
 
     def _report(self, kind: EventType, data: Mapping[str, Any]) -> None:
         """Add an event; the caller holds the lock."""
-        number = len(self._events) + 1
-        self._events.append(SystemEvent(number, self.id, kind, time.time(), data))
+        self._events.report(kind, data)
         self._changed.notify_all()
-
-
-def not_found(system_id: str) -> SystemNotFoundError:
-    """Return the error for an id that no system has."""
-    return SystemNotFoundError(f"there is no system {system_id}", hresult=SYSTEM_NOT_FOUND)
 
 
 def _is_already_there(error: BaseException) -> bool:

@@ -13,18 +13,16 @@ import sys
 
 assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
 
-import itertools
 import shutil
 import tempfile
 import threading
-import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from harness.errors import ComputeServiceError, SystemExitedError, SystemNotFoundError, UsageError
+from harness.errors import ComputeServiceError, SystemExitedError
 from harness.guest.agent import Agent
 from harness.guest.log import Log
 from harness.guest.transport import SocketConnection, SocketStream
@@ -45,12 +43,11 @@ from harness.hcs.service import (
     SystemProperties,
     SystemState,
 )
+from harness.hcs.systems import EventLog, SystemTable
 from harness.model.disks import DiskStore
 from harness.model.machine import ModelMachine
 from harness.model.streams import ModelPorts
 
-_NOT_FOUND: Final = 0x8037010E  # HCS_E_SYSTEM_NOT_FOUND
-_ALREADY_EXISTS: Final = 0x8037010F  # HCS_E_SYSTEM_ALREADY_EXISTS
 _INVALID_STATE: Final = 0x80370105  # HCS_E_INVALID_STATE
 _CONSOLE_MAX: Final = 64 * 1024
 
@@ -68,7 +65,8 @@ class _System:
         self.lock = threading.RLock()
         self.state = SystemState.CREATED
         self.exit_type: ExitType | None = None
-        self.events: list[SystemEvent] = []
+        self.started = False
+        self.events = EventLog(system_id)
         self.console = ""
         self.ports = ModelPorts(folder)
         self.has_root_disk = document.root_is_disk
@@ -81,6 +79,7 @@ class _System:
             power_off=lambda: self.stop(ExitType.GRACEFUL),
         )
         self.stopped = threading.Event()
+        self._told = False
 
     def attach(self, controller: int, lun: int, attachment: Attachment) -> None:
         """Give the machine a disk. Raises ComputeServiceError."""
@@ -117,6 +116,9 @@ class _System:
             return
         with connected:
             agent.serve(SocketStream(connected))
+        if "-s" in self.init_options:
+            write("agent: the host is gone, staying")
+            return
         self.stop(ExitType.GRACEFUL)
         log.info("the host is gone")  # whoever forwards the log finds out by this line
 
@@ -130,6 +132,21 @@ class _System:
             self.machine.stop(flushed=exit_type is ExitType.GRACEFUL)
         self.ports.close()
         self.stopped.set()
+
+    def terminate(self) -> None:
+        """Pull the plug; returns once the end is reported, where it ever ran. Stopped is fine."""
+        self.stop(ExitType.FORCED)
+        if self.started:
+            self.await_exit()
+
+    def await_exit(self) -> None:
+        """Report the end, once, when it has come."""
+        self.stopped.wait()
+        with self.lock:
+            if not self._told:
+                self._told = True
+                exit_type = self.exit_type.value if self.exit_type else ""
+                self.events.report(EventType.EXITED, {"ExitType": exit_type})
 
     def check_alive(self) -> None:
         """Raise SystemExitedError once it stopped."""
@@ -152,12 +169,10 @@ class ModelComputeService:
     """A compute service whose systems live in this process. A context manager."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._systems: dict[str, _System] = {}
-        self._sequences = itertools.count(1)
+        self._systems: SystemTable[_System] = SystemTable()
         self._store = DiskStore()
+        self._lock = threading.Lock()
         self._folder: Path | None = None
-        self._closed = False
 
     @property
     def name(self) -> str:
@@ -174,24 +189,19 @@ class ModelComputeService:
 
     def create(self, system_id: str, document: ComputeSystem) -> SystemProperties:
         """Create a system with the document's disks. On failure nothing is left."""
-        with self._changed:
-            if self._closed:
-                raise UsageError("the compute service was closed")
-            if system_id in self._systems:
-                raise ComputeServiceError(
-                    f"there is a system {system_id} already", hresult=_ALREADY_EXISTS
-                )
-            if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="lcowlab-model-"))
-            folder = Path(tempfile.mkdtemp(dir=self._folder, prefix=""))
+        with self._systems.creating(system_id):
+            with self._lock:
+                if self._folder is None:
+                    self._folder = Path(tempfile.mkdtemp(prefix="lcowlab-model-"))
+                folder = Path(tempfile.mkdtemp(dir=self._folder, prefix=""))
             system = _System(system_id, document, folder=folder, store=self._store)
-            self._systems[system_id] = system
-        try:
-            for (controller, lun), attachment in sorted(document.attachments().items()):
-                system.attach(controller, lun, attachment)
-        except BaseException:
-            self.close(system_id)
-            raise
+            try:
+                for (controller, lun), attachment in sorted(document.attachments().items()):
+                    system.attach(controller, lun, attachment)
+            except BaseException:
+                self._close(system)
+                raise
+            self._systems.add(system_id, system)
         return system.properties()
 
     def start(self, system_id: str, *, timeout_s: float = 60.0) -> None:
@@ -205,8 +215,9 @@ class ModelComputeService:
                     f"system {system_id} is running already", hresult=_INVALID_STATE
                 )
             system.state = SystemState.RUNNING
-        self._report(system, EventType.STARTED, {})
-        for name, target in (("guest", system.serve), ("exit", lambda: self._await_exit(system))):
+            system.started = True
+            system.events.report(EventType.STARTED, {})
+        for name, target in (("guest", system.serve), ("exit", system.await_exit)):
             threading.Thread(target=target, name=f"model {name}", daemon=True).start()
 
     def modify(
@@ -238,8 +249,7 @@ class ModelComputeService:
 
     def enumerate(self, *, owner: str | None = None) -> Sequence[SystemProperties]:
         """Return every system that was not closed, or those of one owner."""
-        with self._changed:
-            systems = list(self._systems.values())
+        systems = self._systems.all()
         return [each.properties() for each in systems if owner in (None, each.owner)]
 
     def listen(self, system_id: str, port: int) -> StreamEndpoint:
@@ -254,17 +264,7 @@ class ModelComputeService:
         self, system_id: str, *, after: int = 0, timeout_s: float = 0.0
     ) -> Sequence[SystemEvent]:
         """Return events with a sequence above `after`; waits up to `timeout_s` for the first."""
-        deadline = time.monotonic() + timeout_s
-        with self._changed:
-            while True:
-                system = self._systems.get(system_id)
-                if system is None:
-                    raise _not_found(system_id)
-                new = [event for event in system.events if event.sequence > after]
-                remaining = deadline - time.monotonic()
-                if new or remaining <= 0:
-                    return new
-                self._changed.wait(remaining)
+        return self._system(system_id).events.read(after=after, timeout_s=timeout_s)
 
     def console(self, system_id: str) -> str:
         """Return the last 64 KiB of the guest's console."""
@@ -273,29 +273,22 @@ class ModelComputeService:
     def terminate(self, system_id: str, *, timeout_s: float = 10.0) -> None:
         """Stop it at once, as pulling the plug does. Stopped is fine."""
         del timeout_s
-        self._stop(self._system(system_id))
-
-    def _stop(self, system: _System) -> None:
-        started = bool(system.events)
-        system.stop(ExitType.FORCED)
-        if started:
-            self._await_exit(system)
+        self._system(system_id).terminate()
 
     def close(self, system_id: str) -> None:
         """Forget a system, terminating it first where needed; nothing of it is left."""
-        system = self._system(system_id)
-        self._stop(system)
+        self._close(self._system(system_id))
+
+    def _close(self, system: _System) -> None:
+        system.terminate()
         shutil.rmtree(system.folder, ignore_errors=True)
-        with self._changed:
-            self._systems.pop(system_id, None)
-            self._changed.notify_all()
+        system.events.close()
+        self._systems.forget(system.id)
 
     def close_all(self) -> None:
         """Close every system and the service; may be repeated."""
-        for system_id in list(self._systems):
-            self.close(system_id)
-        with self._changed:
-            self._closed = True
+        self._systems.close(self._close)
+        with self._lock:
             self._store.close()
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
@@ -312,30 +305,5 @@ class ModelComputeService:
     ) -> None:
         self.close_all()
 
-    def _await_exit(self, system: _System) -> None:
-        """Report the end of a system, once, when it has come."""
-        system.stopped.wait()
-        with self._changed:
-            if not any(event.type is EventType.EXITED for event in system.events):
-                exit_type = system.exit_type.value if system.exit_type else ""
-                self._append(system, EventType.EXITED, {"ExitType": exit_type})
-
-    def _report(self, system: _System, kind: EventType, data: Mapping[str, Any]) -> None:
-        with self._changed:
-            self._append(system, kind, data)
-
-    def _append(self, system: _System, kind: EventType, data: Mapping[str, Any]) -> None:
-        event = SystemEvent(next(self._sequences), system.id, kind, time.time(), data)
-        system.events.append(event)
-        self._changed.notify_all()
-
     def _system(self, system_id: str) -> _System:
-        with self._changed:
-            system = self._systems.get(system_id)
-        if system is None:
-            raise _not_found(system_id)
-        return system
-
-
-def _not_found(system_id: str) -> SystemNotFoundError:
-    return SystemNotFoundError(f"there is no system {system_id}", hresult=_NOT_FOUND)
+        return self._systems.find(system_id)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import itertools
 import shutil
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from harness.errors import ComputeServiceError, SystemNotFoundError, UsageError
+from harness.errors import UsageError
 from harness.hcs.document import ComputeSystem, ModifySettingRequest
-from harness.hcs.service import EventType, StreamEndpoint, SystemEvent, SystemProperties
+from harness.hcs.service import StreamEndpoint, SystemEvent, SystemProperties
+from harness.hcs.systems import EventLog, SystemTable
 from harness.qemu.clones import MachineMaker, TemplatePolicy, TemplateReport
 from harness.qemu.hostfacts import QEMU_PROGRAM, HostFacts, read_host_facts
 from harness.qemu.kvm import AcceleratorChoice
@@ -26,8 +26,6 @@ from harness.qemu.runtimedir import RuntimeDirectory
 from harness.qemu.supervisor import Supervisor
 from harness.qemu.system import QemuSystem, deadline_after
 
-_NOT_FOUND: Final = 0x8037010E  # HCS_E_SYSTEM_NOT_FOUND
-_ALREADY_EXISTS: Final = 0x8037010F  # HCS_E_SYSTEM_ALREADY_EXISTS
 _LAUNCH_TIMEOUT_S: Final = 60.0
 
 
@@ -56,12 +54,7 @@ class QemuComputeService:
         self._directory: RuntimeDirectory | None = None
         self._closed = False
         self._directories = itertools.count(1)
-        # The I/O thread takes this lock: never hold it while waiting for that thread.
-        self._changed = threading.Condition()
-        self._systems: dict[str, QemuSystem] = {}
-        self._creating: set[str] = set()
-        self._events: dict[str, list[SystemEvent]] = {}
-        self._sequences = itertools.count(1)
+        self._systems: SystemTable[tuple[QemuSystem, EventLog]] = SystemTable()
 
     @property
     def name(self) -> str:
@@ -93,35 +86,25 @@ class QemuComputeService:
         """
         host = self.host_facts()
         loop, maker, directory = self._open()
-        with self._changed:
-            if system_id in self._systems or system_id in self._creating:
-                raise ComputeServiceError(
-                    f"there is a system {system_id} already", hresult=_ALREADY_EXISTS
+        with self._systems.creating(system_id):
+            own = directory / str(next(self._directories))
+            events = EventLog(system_id)
+            try:
+                own.mkdir(mode=0o700)
+                system = QemuSystem(
+                    system_id,
+                    document,
+                    maker.make(system_id, document),
+                    host=host,
+                    loop=loop,
+                    directory=own,
+                    report=events.report,
                 )
-            self._creating.add(system_id)
-            self._events[system_id] = []
-        own = directory / str(next(self._directories))
-        try:
-            own.mkdir(mode=0o700)
-            system = QemuSystem(
-                system_id,
-                document,
-                maker.make(system_id, document),
-                host=host,
-                loop=loop,
-                directory=own,
-                report=lambda kind, data: self._report(system_id, kind, data),
-            )
-            system.create(deadline=deadline_after(_LAUNCH_TIMEOUT_S))
-        except BaseException:
-            shutil.rmtree(own, ignore_errors=True)
-            with self._changed:
-                self._creating.discard(system_id)
-                self._events.pop(system_id, None)
-            raise
-        with self._changed:
-            self._creating.discard(system_id)
-            self._systems[system_id] = system
+                system.create(deadline=deadline_after(_LAUNCH_TIMEOUT_S))
+            except BaseException:
+                shutil.rmtree(own, ignore_errors=True)
+                raise
+            self._systems.add(system_id, (system, events))
         return system.properties()
 
     def prepare_template(self, document: ComputeSystem) -> TemplateReport:
@@ -163,9 +146,8 @@ class QemuComputeService:
 
     def enumerate(self, *, owner: str | None = None) -> Sequence[SystemProperties]:
         """Return every system that was not closed, or those of one owner."""
-        with self._changed:
-            systems = list(self._systems.values())
-        return [item.properties() for item in systems if owner in (None, item.owner)]
+        systems = [system for system, _ in self._systems.all()]
+        return [each.properties() for each in systems if owner in (None, each.owner)]
 
     def listen(self, system_id: str, port: int) -> StreamEndpoint:
         """Return the Unix socket where the consumer of the guest's stream to `port` connects."""
@@ -179,16 +161,8 @@ class QemuComputeService:
         self, system_id: str, *, after: int = 0, timeout_s: float = 0.0
     ) -> Sequence[SystemEvent]:
         """Return events with a sequence above `after`; waits up to `timeout_s` for the first."""
-        deadline = time.monotonic() + timeout_s
-        with self._changed:
-            while True:
-                if system_id not in self._systems:
-                    raise _not_found(system_id)
-                new = [event for event in self._events[system_id] if event.sequence > after]
-                remaining = deadline - time.monotonic()
-                if new or remaining <= 0:
-                    return new
-                self._changed.wait(remaining)
+        _, events = self._systems.find(system_id)
+        return events.read(after=after, timeout_s=timeout_s)
 
     def console(self, system_id: str) -> str:
         """Return the last 64 KiB the guest wrote to its serial console."""
@@ -200,20 +174,13 @@ class QemuComputeService:
 
     def close(self, system_id: str) -> None:
         """Forget a system, terminating it first where needed; nothing of it is left on the host."""
-        self._close(self._system(system_id))
+        self._close(self._systems.find(system_id))
 
     def close_all(self) -> None:
         """Close every system and the service; may be repeated. Raises its first error last."""
-        errors: list[ComputeServiceError] = []
         if self._maker is not None:
             self._maker.spares.close()
-        with self._changed:
-            systems = list(self._systems.values())
-        for system in systems:
-            try:
-                self._close(system)
-            except ComputeServiceError as error:
-                errors.append(error)
+        errors = self._systems.close(self._close)
         with self._opening:
             self._closed = True
             # With a child that does not end the thread must stay: its end would be the child's.
@@ -256,31 +223,15 @@ class QemuComputeService:
                 )
             return self._loop, self._maker, self._directory.path
 
-    def _close(self, system: QemuSystem) -> None:
+    def _close(self, known: tuple[QemuSystem, EventLog]) -> None:
+        system, events = known
         # A running machine is quit first: a killed QEMU leaves the log of its VHDX files to replay.
         system.terminate(timeout_s=10.0)
         system.close()
         shutil.rmtree(system.directory, ignore_errors=True)
-        with self._changed:
-            self._systems.pop(system.id, None)
-            self._events.pop(system.id, None)
-            self._changed.notify_all()
+        self._systems.forget(system.id)
+        events.close()
 
     def _system(self, system_id: str) -> QemuSystem:
-        with self._changed:
-            system = self._systems.get(system_id)
-        if system is None:
-            raise _not_found(system_id)
+        system, _ = self._systems.find(system_id)
         return system
-
-    def _report(self, system_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
-        with self._changed:
-            if system_id in self._events:
-                sequence = next(self._sequences)
-                event = SystemEvent(sequence, system_id, kind, time.time(), data)
-                self._events[system_id].append(event)
-                self._changed.notify_all()
-
-
-def _not_found(system_id: str) -> SystemNotFoundError:
-    return SystemNotFoundError(f"there is no system {system_id}", hresult=_NOT_FOUND)

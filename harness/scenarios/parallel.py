@@ -1,31 +1,32 @@
 """Runs scenarios side by side: worker processes, each with a lab of its own.
 
 A worker's lab, emulators and open files are its own, so that its audit never sees another's. What
-happens in a worker is told to the listeners scenario by scenario, when that has ended.
+happens in a worker is told to the listeners scenario by scenario, when that has ended. Each worker
+is handed one scenario at a time: one that dies costs that one, and another worker goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import multiprocessing
-import os
-import queue
 import signal
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.context import SpawnProcess
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
 from types import FrameType
 
 from harness.errors import InfrastructureError
 from harness.lab import Lab, LabConfig
-from harness.report.events import RunListener, RunResult, ScenarioResult, StepResult
+from harness.report.events import Outcome, RunListener, RunResult, ScenarioResult, StepResult
 from harness.scenarios.catalogue import CATALOGUE, select
 from harness.scenarios.outcome import reason_for
 from harness.scenarios.runner import environment_of, run_scenario, skipped
 from harness.scenarios.scenario import Scenario
 
-_POLL_S = 0.5
 _END_S = 30.0
 
 
@@ -58,6 +59,55 @@ class _Broken:
 _Message = _Ready | _Done | _Broken
 
 
+class _Worker:
+    """One worker process, seen from outside."""
+
+    def __init__(self, context: SpawnContext, config: LabConfig) -> None:
+        self.link, theirs = context.Pipe()
+        self.doing: int | None = None
+        self.dismissed = False
+        self._process = context.Process(target=_work, args=(config, theirs))
+        self._process.start()
+        theirs.close()  # its death is the end of the stream here
+
+    def give(self, number: int, name: str) -> None:
+        """Have it run a scenario, by its number in the plan."""
+        self.doing = number
+        self._send((number, name))
+
+    def receive(self) -> _Message | None:
+        """Return what it says next; None once it has ended."""
+        try:
+            message: _Message = self.link.recv()
+        except (EOFError, OSError):
+            return None
+        return message
+
+    def dismiss(self) -> None:
+        """Tell it that there is no more to do."""
+        self.dismissed = True
+        self._send(None)
+
+    def interrupt(self) -> None:
+        """Have it clean up and end, as after an interrupt."""
+        self._process.terminate()
+
+    def end(self, timeout_s: float) -> str:
+        """Return how it ended, in words, killing it after the time."""
+        self._process.join(timeout_s)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+        code = self._process.exitcode or 0
+        self._process.close()
+        self.link.close()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def _send(self, task: tuple[int, str] | None) -> None:
+        with contextlib.suppress(OSError):  # it has died: `receive` says so
+            self.link.send(task)
+
+
 def run_parallel(
     config: LabConfig,
     scenarios: Sequence[Scenario],
@@ -68,32 +118,42 @@ def run_parallel(
 ) -> RunResult:
     """Run each scenario `repeat` times, `jobs` at a time; otherwise as `run_scenarios`.
 
-    Scenarios are found by their names in the catalogue. Raises InfrastructureError when a worker
-    cannot open its lab.
+    Scenarios are found by their names in the catalogue; one whose worker dies is an error. Raises
+    InfrastructureError when a worker cannot open its lab.
     """
     plan = [scenario for _ in range(repeat) for scenario in scenarios]
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     began = time.monotonic()
     context = multiprocessing.get_context("spawn")
-    tasks: multiprocessing.Queue[tuple[int, str] | None] = context.Queue()
-    messages: multiprocessing.Queue[_Message] = context.Queue()
-    workers = [
-        context.Process(target=_work, args=(config, tasks, messages, os.getpid()))
-        for _ in range(min(jobs, len(plan)))
-    ]
-    for number, scenario in enumerate(plan):
-        tasks.put((number, scenario.name))
-    for worker in workers:
-        tasks.put(None)
-        worker.start()
     collector = _Collector(plan, listeners)
+    todo = deque(range(len(plan)))
+    workers: list[_Worker] = []
     try:
+        for _ in range(min(jobs, len(plan))):
+            workers.append(_Worker(context, config))
         while not collector.complete:
-            collector.take(_next(messages, workers))
+            for link in wait([worker.link for worker in workers]):
+                (worker,) = (each for each in workers if each.link is link)
+                message = worker.receive()
+                if message is None:
+                    workers.remove(worker)
+                    how = worker.end(_END_S)
+                    if not worker.dismissed:
+                        collector.lost(worker.doing, how)
+                    if todo:
+                        workers.append(_Worker(context, config))
+                    continue
+                worker.doing = None
+                collector.take(message)
+                if todo and not collector.interrupted:
+                    number = todo.popleft()
+                    worker.give(number, plan[number].name)
+                else:
+                    worker.dismiss()
     except KeyboardInterrupt:
         collector.interrupted = True
     finally:
-        _end(workers, messages, collector, stop=not collector.complete)
+        _end(workers, collector, stop=collector.interrupted or not collector.complete)
     run = collector.finish(started_at=started_at, duration_s=time.monotonic() - began)
     for listener in listeners:
         listener.run_finished(run)
@@ -131,6 +191,21 @@ class _Collector:
             case _Broken(reason=reason):
                 raise InfrastructureError(f"a worker cannot open its lab: {reason}")
 
+    def lost(self, number: int | None, how: str) -> None:
+        """Note that a worker has died. Raises InfrastructureError before it ran anything."""
+        if number is None:
+            raise InfrastructureError(f"a worker ended before it had its lab: {how}")
+        scenario = self._plan[number]
+        result = ScenarioResult(
+            name=scenario.name,
+            summary=scenario.summary,
+            tags=scenario.tags,
+            outcome=Outcome.ERROR,
+            reason=f"its worker died: {how}; the kernel's log says whether memory ran out",
+            duration_s=0.0,
+        )
+        self.take(_Done(number, result, (), interrupted=False))
+
     def _tell(self, result: ScenarioResult, steps: Sequence[StepResult]) -> None:
         for listener in self._listeners:
             listener.scenario_started(result.name, result.summary)
@@ -167,65 +242,45 @@ class _Collector:
         )
 
 
-def _next(messages: multiprocessing.Queue[_Message], workers: Sequence[SpawnProcess]) -> _Message:
-    """Return the next message. Raises InfrastructureError once no worker can send one."""
-    while True:
-        alive = any(worker.is_alive() for worker in workers)
-        try:
-            return messages.get(timeout=_POLL_S)
-        except queue.Empty:
-            if not alive:
-                codes = ", ".join(str(worker.exitcode) for worker in workers)
-                raise InfrastructureError(f"every worker ended early (codes {codes})") from None
-
-
-def _end(
-    workers: Sequence[SpawnProcess],
-    messages: multiprocessing.Queue[_Message],
-    collector: _Collector,
-    *,
-    stop: bool,
-) -> None:
+def _end(workers: Sequence[_Worker], collector: _Collector, *, stop: bool) -> None:
     """Wait for the workers; with `stop` each cleans up as after an interrupt."""
-    if stop or collector.interrupted:
-        for worker in workers:
-            worker.terminate()
-    deadline = time.monotonic() + _END_S
-    while any(worker.is_alive() for worker in workers) and time.monotonic() < deadline:
-        try:  # a worker ends when what it has said is taken
-            message = messages.get(timeout=0.05)
-        except queue.Empty:
-            continue
-        if not isinstance(message, _Broken):
-            collector.take(message)
     for worker in workers:
-        if worker.is_alive():
-            worker.kill()
-        worker.join()
+        if stop:
+            worker.interrupt()
+    deadline = time.monotonic() + _END_S
+    going = {worker.link: worker for worker in workers}
+    while going and (left := deadline - time.monotonic()) > 0:
+        for link in wait(list(going), timeout=left):
+            (worker,) = (each for each in workers if each.link is link)
+            message = worker.receive()
+            if message is None:
+                del going[worker.link]
+            elif isinstance(message, _Done):
+                collector.take(message)
+            else:
+                worker.dismiss()  # it came too late to be of use
+    for worker in workers:
+        worker.end(max(0.0, deadline - time.monotonic()))
 
 
-def _work(
-    config: LabConfig,
-    tasks: multiprocessing.Queue[tuple[int, str] | None],
-    messages: multiprocessing.Queue[_Message],
-    parent: int,
-) -> None:
+def _work(config: LabConfig, link: Connection) -> None:
     """Run scenarios until there are no more, or the parent is gone; the main of a worker."""
     signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with Lab.open(config) as lab:
-            messages.put(_Ready(lab.backend, lab.accelerator, dict(environment_of(lab))))
-            while os.getppid() == parent and (task := tasks.get()) is not None:
-                number, name = task
-                (scenario,) = select(CATALOGUE, names=[name])
-                result, leaks, interrupted = run_scenario(lab, scenario)
-                messages.put(_Done(number, result, leaks, interrupted))
-                if interrupted:
-                    break
-    except KeyboardInterrupt:
-        pass
-    except Exception as error:  # noqa: BLE001 - the boundary of a process
-        messages.put(_Broken(reason_for(error)))
+    with link, contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
+        try:
+            with Lab.open(config) as lab:
+                link.send(_Ready(lab.backend, lab.accelerator, dict(environment_of(lab))))
+                while (task := link.recv()) is not None:
+                    number, name = task
+                    (scenario,) = select(CATALOGUE, names=[name])
+                    result, leaks, interrupted = run_scenario(lab, scenario)
+                    link.send(_Done(number, result, leaks, interrupted))
+                    if interrupted:
+                        break
+        except (EOFError, BrokenPipeError):
+            raise  # the parent is gone
+        except Exception as error:  # noqa: BLE001 - the boundary of a process
+            link.send(_Broken(reason_for(error)))
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

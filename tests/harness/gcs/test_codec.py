@@ -124,6 +124,15 @@ def test_unknown_names_are_ignored_and_null_is_empty() -> None:
     assert got == prot.RequestBase(container_id="c")
 
 
+def test_a_name_is_taken_in_any_case_and_the_exact_one_first_as_go_does() -> None:
+    got = from_json(prot.ProcessParameters, {"CreateInUtilityVm": True, "commandline": "ls"})
+    assert got == prot.ProcessParameters(create_in_uvm=True, command_line="ls")
+    both = {"CONTAINERID": "folded", "ContainerId": "exact"}
+    assert from_json(prot.RequestBase, both).container_id == "exact"
+    with pytest.raises(MessageError, match="ContainerId"):
+        from_json(prot.RequestBase, {"containerid": 5})
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "path"),
     [

@@ -9,13 +9,14 @@ import sys
 assert sys.platform == "linux"  # before the imports: a type checker for another system stops here
 
 import json
+import os
 from typing import Any
 
 import pytest
 
 from harness.errors import GuestError
 from harness.gcs.guest import is_not_found
-from harness.gcs.prot import CombinedLayers, HResult, Layer
+from harness.gcs.prot import CombinedLayers, HResult, Layer, Request
 from harness.guest.oci import complete_process, complete_spec
 from tests.harness.guest.conftest import Guest
 
@@ -102,6 +103,46 @@ def test_an_id_is_taken_once_and_free_again_after_removal(guest: Guest) -> None:
     assert info.value.hresult == HResult.SYSTEM_ALREADY_EXISTS
     guest.client.delete_container_state("c1")
     create(guest, "true")
+
+
+def test_the_exit_that_is_waited_for_is_that_of_the_container_which_has_the_id_now(
+    guest: Guest,
+) -> None:
+    started(guest, "exit 0")
+    assert guest.client.wait_container_exit("c1", timeout_s=5).type == "UnexpectedExit"
+    guest.client.delete_container_state("c1")
+    started(guest, "exec sleep 60")
+    with pytest.raises(TimeoutError):
+        guest.client.wait_container_exit("c1", timeout_s=0)
+    guest.client.delete_container_state("c1")
+    assert guest.client.wait_container_exit("c1", timeout_s=0).type == "ForcedExit"
+
+
+def test_a_removal_is_answered_after_the_exit_was_told(guest: Guest) -> None:
+    """Else the next container of that id would be taken for the one that has exited."""
+    process = started(guest, "exec sleep 60")
+    group = guest.os.at("/sys/fs/cgroup/c1")
+    group.mkdir(parents=True)
+    guest.os.at(f"/proc/{process}").mkdir(parents=True)
+    guest.os.at(f"/proc/{process}/cgroup").write_text("0::/c1\n")
+    guest.client.get_properties("c1")  # from now on its cgroup is known
+    os.mkfifo(group / "memory.events")
+    removal = guest.client.bridge.send(Request.DELETE_CONTAINER_STATE, container_id="c1")
+    with pytest.raises(TimeoutError):
+        guest.client.wait_container_exit("c1", timeout_s=0.3)
+    assert not removal.answered
+    with (group / "memory.events").open("w"):  # what tells the exit reads this file
+        pass
+    removal.result()
+    assert guest.client.wait_container_exit("c1", timeout_s=0).type == "ForcedExit"
+
+
+def test_a_creation_that_is_refused_costs_no_exit(guest: Guest) -> None:
+    started(guest, "exit 0")
+    guest.client.wait_container_exit("c1", timeout_s=5)
+    with pytest.raises(GuestError):
+        create(guest, "true")
+    assert guest.client.wait_container_exit("c1", timeout_s=0).container_id == "c1"
 
 
 def test_unknown_containers_are_not_found(guest: Guest) -> None:

@@ -48,7 +48,7 @@ def service() -> Iterator[QemuComputeService]:
         yield made
 
 
-def boot(service: QemuComputeService) -> UtilityVm:
+def boot(service: QemuComputeService, *init_options: str) -> UtilityVm:
     image = ensure_image()
     document = lcow_document(
         owner="guest-tests",
@@ -57,6 +57,7 @@ def boot(service: QemuComputeService) -> UtilityVm:
         memory_mb=512,
         processors=1,
         serial_pipe="console",
+        init_options=init_options,
     )
     return UtilityVm.boot(service, document, timeout_s=90)
 
@@ -308,6 +309,19 @@ def test_a_guest_whose_host_is_gone_powers_off(service: QemuComputeService) -> N
         assert machine.wait_exit(timeout_s=30)
         assert machine.service.properties(machine.system_id).exit_type is ExitType.GRACEFUL
         assert "the host is gone, powering off" in machine.console()
+
+
+def test_a_guest_that_is_to_stay_outlives_its_bridge(service: QemuComputeService) -> None:
+    with boot(service, "-s") as machine:
+        alive = "while sleep 0.2; do echo still here >/dev/console; done"
+        machine.guest.execute_process(None, args=["sh", "-c", alive])
+        machine.guest.close()
+        deadline = time.monotonic() + 30
+        while "still here" not in machine.console().partition("is gone, staying")[2]:
+            assert time.monotonic() < deadline, machine.console()
+            time.sleep(0.05)
+        assert machine.running
+        service.terminate(machine.system_id)
 
 
 def test_an_agent_that_dies_is_reported_and_is_no_kernel_panic(

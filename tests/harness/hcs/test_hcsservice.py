@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,21 @@ def boot(service: HcsComputeService, host: WindowsHost, document: ComputeSystem)
     return UtilityVm.boot(service, document, timeout_s=20, listen=host.listen)
 
 
+@pytest.fixture
+def vm(
+    service: HcsComputeService, host: WindowsHost, document: ComputeSystem
+) -> Iterator[UtilityVm]:
+    """A utility VM that runs; nothing of it is left at the end."""
+    with boot(service, host, document) as booted:
+        yield booted
+
+
+@pytest.fixture(params=[True, False], ids=["carried out", "not carried out"])
+def no_answer(request: pytest.FixtureRequest) -> Trouble:
+    """What a call meets that is not answered in time, whether it was carried out or not."""
+    return Trouble(RefusedError(0x80370109), carried_out=request.param)
+
+
 def test_the_document_gets_what_only_hyper_v_needs() -> None:
     neutral = lcow_document(owner="o", kernel="K", initrd="I", serial_pipe="console")
     made = for_hcs("id", neutral)
@@ -110,41 +126,31 @@ def console_of(vm: UtilityVm) -> str:
 
 
 def test_a_disk_is_granted_before_it_is_attached_and_taken_back_after(
-    service: HcsComputeService,
-    host: WindowsHost,
-    document: ComputeSystem,
-    library: StandInHcs,
-    disk: str,
+    service: HcsComputeService, vm: UtilityVm, library: StandInHcs, disk: str
 ) -> None:
-    with boot(service, host, document) as vm:
+    service.modify(vm.system_id, attach_request(1, 5, disk))
+    assert (vm.system_id, disk) in library.grants
+    assert service.properties(vm.system_id).disks == (AttachedDisk(1, 5, disk, False),)
+    with pytest.raises(HcsCallError, match=r"1:5 is taken") as taken:
         service.modify(vm.system_id, attach_request(1, 5, disk))
-        assert (vm.system_id, disk) in library.grants
-        assert service.properties(vm.system_id).disks == (AttachedDisk(1, 5, disk, False),)
-        with pytest.raises(HcsCallError, match=r"1:5 is taken") as taken:
-            service.modify(vm.system_id, attach_request(1, 5, disk))
-        assert taken.value.hresult == 0x800700AA
-        assert (vm.system_id, disk) in library.grants, "the first attachment needs it still"
-        service.modify_batch(vm.system_id, [detach_request(1, 5)])
-        assert (vm.system_id, disk) not in library.grants
-        assert service.properties(vm.system_id).disks == ()
-        with pytest.raises(HcsCallError) as empty:
-            service.modify(vm.system_id, detach_request(1, 5))
-        assert empty.value.hresult == 0x80070490
+    assert taken.value.hresult == 0x800700AA
+    assert (vm.system_id, disk) in library.grants, "the first attachment needs it still"
+    service.modify_batch(vm.system_id, [detach_request(1, 5)])
+    assert (vm.system_id, disk) not in library.grants
+    assert service.properties(vm.system_id).disks == ()
+    with pytest.raises(HcsCallError) as empty:
+        service.modify(vm.system_id, detach_request(1, 5))
+    assert empty.value.hresult == 0x80070490
 
 
 def test_a_refused_grant_attaches_nothing(
-    service: HcsComputeService,
-    host: WindowsHost,
-    document: ComputeSystem,
-    library: StandInHcs,
-    disk: str,
+    service: HcsComputeService, vm: UtilityVm, library: StandInHcs, disk: str
 ) -> None:
-    with boot(service, host, document) as vm:
-        library.operations.meet("HcsGrantVmAccess", Trouble(RefusedError(0x80070057)))
-        with pytest.raises(HcsCallError, match=r"HcsGrantVmAccess.*scratch\.vhdx"):
-            service.modify(vm.system_id, attach_request(0, 0, disk))
-        assert "HcsModifyComputeSystem" not in library.calls
-        assert service.properties(vm.system_id).disks == ()
+    library.operations.meet("HcsGrantVmAccess", Trouble(RefusedError(0x80070057)))
+    with pytest.raises(HcsCallError, match=r"HcsGrantVmAccess.*scratch\.vhdx"):
+        service.modify(vm.system_id, attach_request(0, 0, disk))
+    assert "HcsModifyComputeSystem" not in library.calls
+    assert service.properties(vm.system_id).disks == ()
 
 
 def test_a_grant_that_is_not_taken_back_at_once_is_at_the_close(
@@ -175,84 +181,63 @@ def test_disks_of_the_document_are_attached_from_the_start(
     service.close("s")  # a file that is gone has no access to be taken away
 
 
-@pytest.mark.parametrize("carried_out", [True, False])
 def test_an_attach_without_an_answer_keeps_its_slot_until_a_removal(
-    service: HcsComputeService,
-    host: WindowsHost,
-    document: ComputeSystem,
-    library: StandInHcs,
-    disk: str,
-    *,
-    carried_out: bool,
+    service: HcsComputeService, vm: UtilityVm, library: StandInHcs, disk: str, no_answer: Trouble
 ) -> None:
-    with boot(service, host, document) as vm:
-        refusal = RefusedError(0x80370109)
-        library.operations.meet("HcsModifyComputeSystem", Trouble(refusal, carried_out=carried_out))
-        with pytest.raises(ComputeTimeoutError):
-            service.modify(vm.system_id, attach_request(0, 3, disk))
-        assert service.properties(vm.system_id).disks == (AttachedDisk(0, 3, disk, False),)
-        service.modify(vm.system_id, detach_request(0, 3))  # whether it was there or not
-        assert service.properties(vm.system_id).disks == ()
-
-
-@pytest.mark.parametrize("carried_out", [True, False])
-def test_a_detach_without_an_answer_can_be_repeated(
-    service: HcsComputeService,
-    host: WindowsHost,
-    document: ComputeSystem,
-    library: StandInHcs,
-    disk: str,
-    *,
-    carried_out: bool,
-) -> None:
-    with boot(service, host, document) as vm:
+    library.operations.meet("HcsModifyComputeSystem", no_answer)
+    with pytest.raises(ComputeTimeoutError):
         service.modify(vm.system_id, attach_request(0, 3, disk))
-        refusal = RefusedError(0x80370109)
-        library.operations.meet("HcsModifyComputeSystem", Trouble(refusal, carried_out=carried_out))
-        with pytest.raises(ComputeTimeoutError):
-            service.modify(vm.system_id, detach_request(0, 3))
+    assert service.properties(vm.system_id).disks == (AttachedDisk(0, 3, disk, False),)
+    service.modify(vm.system_id, detach_request(0, 3))  # whether it was there or not
+    assert service.properties(vm.system_id).disks == ()
+
+
+def test_a_detach_without_an_answer_can_be_repeated(
+    service: HcsComputeService, vm: UtilityVm, library: StandInHcs, disk: str, no_answer: Trouble
+) -> None:
+    service.modify(vm.system_id, attach_request(0, 3, disk))
+    library.operations.meet("HcsModifyComputeSystem", no_answer)
+    with pytest.raises(ComputeTimeoutError):
         service.modify(vm.system_id, detach_request(0, 3))
-        assert service.properties(vm.system_id).disks == ()
-        assert (vm.system_id, disk) not in library.grants
+    service.modify(vm.system_id, detach_request(0, 3))
+    assert service.properties(vm.system_id).disks == ()
+    assert (vm.system_id, disk) not in library.grants
 
 
 def test_a_crash_is_told_once_with_the_kernels_words_and_ends_the_bridge(
-    service: HcsComputeService, host: WindowsHost, document: ComputeSystem, library: StandInHcs
+    service: HcsComputeService, vm: UtilityVm, library: StandInHcs
 ) -> None:
-    with boot(service, host, document) as vm:
-        log = "<6>[ 1.0] fine\n<0>[ 2.0] Kernel panic - not syncing: on purpose\n<0>[ 2.1] end"
-        library.systems[vm.system_id].crash(log)
-        events = service.events(vm.system_id)
-        assert [each.type for each in events] == [
-            EventType.STARTED,
-            EventType.CRASHED,
-            EventType.EXITED,
-        ]
-        assert events[1].data["Message"] == "Kernel panic - not syncing: on purpose"
-        assert events[1].data["CrashParameters"] == [1, 2, 3, 4, 5]
-        assert events[2].data["ExitType"] == "UnexpectedExit"
-        assert "on purpose" in vm.death()
-        assert service.properties(vm.system_id).exit_type is ExitType.UNEXPECTED
-        with pytest.raises(SystemExitedError, match="on purpose"):
-            service.modify(vm.system_id, detach_request(0, 0))
+    log = "<6>[ 1.0] fine\n<0>[ 2.0] Kernel panic - not syncing: on purpose\n<0>[ 2.1] end"
+    library.systems[vm.system_id].crash(log)
+    events = service.events(vm.system_id)
+    assert [each.type for each in events] == [
+        EventType.STARTED,
+        EventType.CRASHED,
+        EventType.EXITED,
+    ]
+    assert events[1].data["Message"] == "Kernel panic - not syncing: on purpose"
+    assert events[1].data["CrashParameters"] == [1, 2, 3, 4, 5]
+    assert events[2].data["ExitType"] == "UnexpectedExit"
+    assert "on purpose" in vm.death()
+    assert service.properties(vm.system_id).exit_type is ExitType.UNEXPECTED
+    with pytest.raises(SystemExitedError, match="on purpose"):
+        service.modify(vm.system_id, detach_request(0, 0))
 
 
 def test_an_end_of_the_service_is_an_end_of_its_systems(
-    service: HcsComputeService, host: WindowsHost, document: ComputeSystem, library: StandInHcs
+    service: HcsComputeService, vm: UtilityVm, library: StandInHcs
 ) -> None:
-    with boot(service, host, document) as vm:
-        library.disconnect_service()
-        assert vm.wait_exit(timeout_s=10)
-        assert "vmcompute" in vm.death()
+    library.disconnect_service()
+    assert vm.wait_exit(timeout_s=10)
+    assert "vmcompute" in vm.death()
 
 
 def test_an_end_that_nobody_told_is_seen_by_asking(
-    service: HcsComputeService, host: WindowsHost, document: ComputeSystem, library: StandInHcs
+    service: HcsComputeService, vm: UtilityVm, library: StandInHcs
 ) -> None:
-    with boot(service, host, document) as vm:
-        library.systems[vm.system_id].stop("UnexpectedExit", told=False)
-        assert service.properties(vm.system_id).state is SystemState.STOPPED
-        assert service.events(vm.system_id)[-1].type is EventType.EXITED
+    library.systems[vm.system_id].stop("UnexpectedExit", told=False)
+    assert service.properties(vm.system_id).state is SystemState.STOPPED
+    assert service.events(vm.system_id)[-1].type is EventType.EXITED
 
 
 def test_a_guest_that_dies_before_it_dials_is_told_at_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
@@ -65,7 +66,7 @@ def test_what_a_body_leaves_is_named_and_attributed_to_it(model_lab: Lab) -> Non
     assert only.outcome is Outcome.PASSED
     leaks = "\n".join(result.leaks)
     assert "own: compute system" in leaks
-    assert "of lcowlab:own" in leaks
+    assert f"of lcowlab:{model_lab.run}:own" in leaks
     assert "own: snapshot forgotten" in leaks
     assert "more sockets open" in leaks
     assert model_lab.audit() == (), "the runner takes it down afterwards"
@@ -143,6 +144,46 @@ def test_scenarios_run_side_by_side_and_each_is_told_whole() -> None:
     for kind, name in told[1:-1]:
         current = name if kind == "start" else current
         assert name == current, "two scenarios are told at the same time"
+
+
+def test_a_worker_that_has_nothing_to_do_any_more_goes_and_the_others_work_on() -> None:
+    names = ("released-twice", "container-cycles")  # one is over long before the other
+    chosen = [scenario for scenario in CATALOGUE if scenario.name in names]
+    result = run_parallel(MODEL, chosen, jobs=2)
+    assert [each.outcome for each in result.scenarios] == [Outcome.PASSED] * 2
+
+
+class KillsAWorker:
+    """A listener that kills one worker, once, as soon as the first one is ready."""
+
+    def run_started(self, scenarios: object, *, backend: str, accelerator: str) -> None:
+        multiprocessing.active_children()[0].kill()
+
+    def scenario_started(self, name: str, summary: str) -> None:
+        pass
+
+    def step_started(self, scenario: str, step: str) -> None:
+        pass
+
+    def step_finished(self, scenario: str, step: object) -> None:
+        pass
+
+    def scenario_finished(self, result: object) -> None:
+        pass
+
+    def run_finished(self, result: object) -> None:
+        pass
+
+
+def test_a_worker_that_dies_costs_its_scenario_and_no_other() -> None:
+    names = ("again-and-again", "container-cycles", "failed-boots", "released-twice")
+    chosen = [scenario for scenario in CATALOGUE if scenario.name in names]
+    result = run_parallel(MODEL, chosen, jobs=1, listeners=[KillsAWorker()])
+    outcomes = [each.outcome for each in result.scenarios]
+    assert outcomes == [Outcome.ERROR, *[Outcome.PASSED] * 3]
+    assert result.scenarios[0].reason is not None
+    assert "its worker died: signal 9" in result.scenarios[0].reason
+    assert multiprocessing.active_children() == []
 
 
 def test_workers_that_cannot_work_are_the_environments_fault() -> None:

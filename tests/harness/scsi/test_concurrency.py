@@ -80,7 +80,7 @@ def test_a_joiner_returns_only_when_the_first_ones_disk_is_attached_and_mounted(
 
 
 @pytest.mark.parametrize(("operation", "error"), [("attach", REFUSED), ("mount", GUEST)])
-def test_joiners_share_the_failure_and_the_table_is_empty(
+def test_c2_joiners_share_the_failure_and_the_table_is_empty(
     vm: FakeScsiHost,
     manager: ScsiManager,
     disk: Path,
@@ -88,7 +88,7 @@ def test_joiners_share_the_failure_and_the_table_is_empty(
     operation: str,
     error: Exception,
 ) -> None:
-    """(C) by reading: after a failed attach with two reservations the second unmap crashed."""
+    """(C) 2: after a failed attach with two reservations the second unmap crashed."""
     point = vm.block(operation)
     vm.fail(operation, error)
     first = acquire(pool, manager, disk, "first")

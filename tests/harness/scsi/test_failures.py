@@ -1,4 +1,9 @@
-"""Failures of host and guest: each defect of hcsshim's Manager (B) and Controller (C) by name."""
+"""Failures of host and guest: each defect of hcsshim's Manager (B) and Controller (C) by name.
+
+`test_b1` to `test_b6` and `test_c1` to `test_c4` are those of the facts sheet; 1 of (B) and 2 of
+(C) are in `test_concurrency`, 6 of (B) in `test_sharing`, 4 of (C), which is the layer above, in
+`tests/harness/test_containers.py`.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +45,46 @@ def test_a_refused_attach_keeps_nothing_and_can_be_asked_again(
     ("error", "happens"),
     [(GUEST, False), (BROKEN, False), (BROKEN, True), (SILENCE, False), (SILENCE, True)],
 )
-def test_a_failed_mount_gives_the_disk_back(
+def test_c1_a_failed_mount_gives_the_disk_back(
     vm: FakeScsiHost, manager: ScsiManager, disk: Path, error: Exception, happens: bool
 ) -> None:
-    """(C) by reading: after a failed guest mount every unmap fails for ever."""
+    """(C) 1: after a failed guest mount every unmap failed for ever."""
     vm.fail("mount", error, happens=happens)
     with pytest.raises(DiskError, match="cannot mount"):
         manager.acquire(disk, holder="c1", mount=PLAIN)
     assert vm.empty
     assert manager.snapshot().attachments == ()
+
+
+@pytest.mark.parametrize("error", [GUEST, BROKEN])
+def test_c1_a_failed_mount_leaves_the_disk_to_who_has_it_already(
+    vm: FakeScsiHost, manager: ScsiManager, disk: Path, error: Exception
+) -> None:
+    attached = manager.acquire(disk, holder="first")
+    vm.fail("mount", error)
+    with pytest.raises(DiskError, match="cannot mount"):
+        manager.acquire(disk, holder="second", mount=PLAIN)
+    assert manager.holders(disk) == ("first",)
+    again = manager.acquire(disk, holder="second", mount=PLAIN)
+    attached.release()
+    again.release()
+    assert vm.empty
+
+
+@pytest.mark.parametrize("operation", ["attach", "mount"])
+def test_c3_a_reservation_that_came_to_nothing_keeps_no_mount_and_no_path(
+    vm: FakeScsiHost, manager: ScsiManager, make_disk: MakeDisk, operation: str
+) -> None:
+    """(C) 3: releasing what was only reserved never dropped the mount's entry."""
+    failing, other = make_disk("a.vhdx"), make_disk("b.vhdx")
+    vm.fail(operation, REFUSED if operation == "attach" else GUEST)
+    with pytest.raises(DiskError):
+        manager.acquire(failing, holder="c1", mount=PLAIN, guest_path="/mnt")
+    assert manager.snapshot().mounts == ()
+    with manager.acquire(other, holder="c2", mount=PLAIN, guest_path="/mnt") as held:
+        assert held.guest_path == "/mnt"
+    with manager.acquire(failing, holder="c3", mount=MountConfig(read_only=True)) as held:
+        assert held.guest_path == "/run/mounts/scsi/m0", "no number of a path was lost"
 
 
 def test_b5_a_silent_attach_that_happened_is_a_success(

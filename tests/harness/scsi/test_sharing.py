@@ -141,10 +141,10 @@ def test_options_are_compared_regardless_of_order_and_case(
     assert vm.count("mount") == 1
 
 
-def test_an_unmount_is_sent_exactly_what_its_mount_was_sent(
+def test_b6_an_unmount_is_sent_exactly_what_its_mount_was_sent(
     vm: FakeScsiHost, manager: ScsiManager, disk: Path
 ) -> None:
-    """Defect 6 of hcsshim's Manager: `Encrypted` was not sent on the unmount."""
+    """(B) 6: `Encrypted` was not sent on the unmount, so the guest never closed LUKS."""
     config = MountConfig(
         partition=2, options=("X",), filesystem="ext4", ensure_filesystem=True, encrypted=True
     )
