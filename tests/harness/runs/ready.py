@@ -1,0 +1,97 @@
+"""A pretend host that is ready for runs, and a way to ask it for one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from harness.hosts.hostagent import HostAgent
+from harness.hosts.protectedroot import ProtectedRoot
+from harness.hosts.restarts import RestartPatience
+from harness.remote.deadline import Deadline
+from harness.remote.winrm import WinRM
+from harness.report.events import RunResult, ScenarioResult, StepResult
+from harness.runs.remote import RemoteRun
+from harness.runs.request import RunRequest
+from harness.runs.watching import Patience
+from tests.harness.hosts.pretend import Pretend, pretend_host
+
+ROOT: Final = ProtectedRoot("C:\\ProgramData\\lcowlab")
+QUICK: Final = Patience(
+    RestartPatience(timeout_s=60, sessions=2, interval_s=0.02, delay_s=0, lost_s=30), cancel_s=120
+)
+
+
+@dataclass
+class Heard:
+    """A listener that keeps what it is told, in order, and sets `under_way` at a first step."""
+
+    events: list[tuple[str, ...]] = field(default_factory=list)
+    results: list[RunResult] = field(default_factory=list)
+    under_way: threading.Event = field(default_factory=threading.Event)
+
+    def run_started(self, scenarios: Sequence[str], *, backend: str, accelerator: str) -> None:
+        self.events.append(("run_started", *scenarios, backend))
+
+    def scenario_started(self, name: str, summary: str) -> None:
+        self.events.append(("scenario_started", name))
+
+    def step_started(self, scenario: str, step: str) -> None:
+        self.events.append(("step_started", scenario, step))
+        self.under_way.set()
+
+    def step_finished(self, scenario: str, step: StepResult) -> None:
+        self.events.append(("step_finished", scenario, step.name))
+
+    def scenario_finished(self, result: ScenarioResult) -> None:
+        self.events.append(("scenario_finished", result.name, result.outcome.value))
+
+    def run_finished(self, result: RunResult) -> None:
+        self.results.append(result)
+
+
+@contextlib.contextmanager
+def ready_host(root: Path) -> Iterator[Pretend]:
+    """Yield a host with a protected root and an agent; its packages are those of its Python."""
+    with pretend_host(root) as pretend, pretend.connect() as winrm:
+        deadline = Deadline.after(60)
+        for action in ROOT.mend(ROOT.read(winrm, deadline=deadline), host="win-01"):
+            action.run(winrm, deadline=deadline)
+        HostAgent(winrm, ROOT, "python").install(deadline=deadline)
+        yield pretend
+
+
+def request(*scenarios: str, repeat: int = 1, backend: str = "model") -> RunRequest:
+    return RunRequest(scenarios, backend=backend, repeat=repeat)
+
+
+def remote_run(
+    winrm: WinRM,
+    asked: RunRequest,
+    heard: Heard | None = None,
+    *,
+    cancel: threading.Event | None = None,
+    said: list[str] | None = None,
+    bundle: Path | None = None,
+    patience: Patience = QUICK,
+) -> RemoteRun:
+    return RemoteRun(
+        "win-01",
+        winrm,
+        ROOT,
+        "python",
+        asked,
+        listeners=[heard] if heard else [],
+        progress=(said if said is not None else []).append,
+        cancel=cancel,
+        bundle=bundle,
+        patience=patience,
+    )
+
+
+def lease_state(pretend: Pretend) -> str:
+    return pretend.host.local_path(ROOT.inside("lease", "lease.json")).read_text("utf-8")
