@@ -116,6 +116,7 @@ class Watcher:
                 if isinstance(event, Ended):
                     return Watched(event)
             if seen.answer is not None:
+                self._note_restart()
                 failure = Failure("infrastructure", self._death(seen.answer))
                 return Watched(Ended(None, failure), died=True)
             self._lose_patience()
@@ -130,13 +131,16 @@ class Watcher:
             self._kept = time.monotonic()
 
     def _return(self, error: Exception) -> None:
-        """Come back to a host that was lost; after a restart with the lease taken up again."""
+        """Come back to a host that was lost. Raises LeaseError where it is no longer ours."""
+        if not self._note_restart() and isinstance(error, LeaseError):
+            raise error
+
+    def _note_restart(self) -> bool:
+        """Whether another boot runs than before, once one answers; the lease is taken up in it."""
         patience = self._patience.restart
         boot = wait_for_answer(self._runs.winrm, patience)
         if boot.same(self._boot):
-            if isinstance(error, LeaseError):
-                raise error
-            return
+            return False
         self._progress("the host restarted under it")
         boot = wait_for_boot(
             self._runs.winrm, self._boot, patience, deadline=Deadline.after(patience.timeout_s)
@@ -144,6 +148,7 @@ class Watcher:
         self._runs.hold.restarted(boot)
         self._boot = boot
         self._restarted = Deadline.after(patience.timeout_s)
+        return True
 
     def _lose_patience(self) -> None:
         host = self._runs.winrm.host

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from harness.hosts.facts import read_boot
 from harness.hosts.hostagent import HostAgent
+from harness.hosts.hostscripts import HostScripts
+from harness.hosts.lease import LeaseKeeper
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.hosts.restarts import RestartPatience
 from harness.remote.deadline import Deadline
@@ -65,8 +69,10 @@ def ready_host(root: Path) -> Iterator[Pretend]:
         yield pretend
 
 
-def request(*scenarios: str, repeat: int = 1, backend: str = "model") -> RunRequest:
-    return RunRequest(scenarios, backend=backend, repeat=repeat)
+def request(*scenarios: str, hang: str = "", jobs: int = 1, backend: str = "model") -> RunRequest:
+    """A run whose utility VMs take `hang` longer to be made: it is under way so long at least."""
+    faults = {"service.create": f"hang({hang})"} if hang else {}
+    return RunRequest(scenarios, backend=backend, jobs=jobs, faults=faults)
 
 
 def remote_run(
@@ -93,5 +99,31 @@ def remote_run(
     )
 
 
-def lease_state(pretend: Pretend) -> str:
-    return pretend.host.local_path(ROOT.inside("lease", "lease.json")).read_text("utf-8")
+def lease_of(pretend: Pretend) -> dict[str, Any]:
+    """The lease as the host's own file has it."""
+    file = pretend.host.local_path(ROOT.inside("lease", "lease.json"))
+    values: dict[str, Any] = json.loads(file.read_bytes())
+    return values
+
+
+def runs_of(pretend: Pretend) -> list[str]:
+    """The runs that the host was ever asked for."""
+    folder = pretend.host.local_path(ROOT.inside("runs"))
+    return sorted(each.name for each in folder.iterdir() if each.is_dir())
+
+
+def labs_of(pretend: Pretend) -> list[str]:
+    """What is left of labs on the host."""
+    folder = pretend.host.local_path(ROOT.inside("lab"))
+    return sorted(each.name for each in folder.iterdir()) if folder.exists() else []
+
+
+def reset_lease(winrm: WinRM) -> None:
+    """Take the lease away from whoever has it, as `lcowlab hosts reset` does."""
+    deadline = Deadline.after(30)
+    boot = read_boot(winrm, deadline=deadline)
+    LeaseKeeper(HostScripts(winrm, "python"), ROOT, boot).reset(deadline=deadline)
+
+
+def host_agent(winrm: WinRM) -> HostAgent:
+    return HostAgent(winrm, ROOT, "python")
