@@ -25,7 +25,7 @@ from harness.report.events import RunResult
 from harness.report.html import write_html
 from harness.report.junit import write_junit
 from harness.report.live import LiveView, summary_table
-from harness.runs.play import play
+from harness.runs.play import check_request, play
 from harness.runs.request import Keep, RunRequest
 from harness.scenarios.catalogue import CATALOGUE, select
 
@@ -111,6 +111,9 @@ def run(
         faults=_faults(fault or ()),
         keep=keep,
     )
+    check_request(request)
+    if not host and (inventory or bundle or python):
+        raise UsageError("--inventory, --bundle and --python are for a run on a host: --host NAME")
     view = LiveView(console)
     try:
         if host:

@@ -24,8 +24,7 @@ class Played:
 
 
 def check_request(request: RunRequest) -> None:
-    """Raise UsageError for scenarios that are unknown and options that exclude each other."""
-    select(CATALOGUE, names=request.scenarios)
+    """Raise UsageError for options that exclude each other."""
     if request.jobs > 1 and request.keep is not Keep.NEVER:
         raise UsageError("--keep works with one job only: run the scenario alone to keep it")
 

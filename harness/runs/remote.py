@@ -43,7 +43,6 @@ from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 from harness.report.events import RunListener, RunResult
 from harness.runs.hostruns import CurrentRun, HostRuns, current_run
-from harness.runs.play import check_request
 from harness.runs.request import RunRequest
 from harness.runs.tally import Tally
 from harness.runs.watching import Patience, Watched, Watcher
@@ -102,7 +101,6 @@ class RemoteRun:
         Raises LeaseError naming who has the host; ProvisionError and UsageError with what to do
         first; RemoteError; KeyboardInterrupt when it was cancelled before any scenario began.
         """
-        check_request(self._request)
         with self._held():
             with self._clean_unless_begun():
                 self._make_ready()

@@ -20,6 +20,7 @@ import time
 from typing import IO, Any
 
 _POLL_S = 0.05
+_GATHER_S = 0.2
 _KEPT = 20
 
 
@@ -76,16 +77,23 @@ def _watch(runs: pathlib.Path, agent: pathlib.Path, parameters: dict[str, Any]) 
     until = time.monotonic() + parameters["wait_s"]
     while True:
         over = response.exists()  # looked at first: nothing is written after it
-        data = b""
-        if file.exists():
-            with file.open("rb") as stream:
-                stream.seek(parameters["offset"])
-                data = stream.read(parameters["most"])
+        data = _events(file, parameters)
         if data or over or time.monotonic() >= until:
             break
         time.sleep(_POLL_S)
+    if data and not over:
+        time.sleep(_GATHER_S)  # steps come in swarms: one answer for those of a moment
+        data = _events(file, parameters)
     answer = json.loads(response.read_bytes()) if over and not data else None
     return {"data": base64.b64encode(data).decode(), "answer": answer}
+
+
+def _events(file: pathlib.Path, parameters: dict[str, Any]) -> bytes:
+    if not file.exists():
+        return b""
+    with file.open("rb") as stream:
+        stream.seek(parameters["offset"])
+        return stream.read(parameters["most"])
 
 
 def _cancel(runs: pathlib.Path, agent: pathlib.Path, parameters: dict[str, Any]) -> dict[str, Any]:
