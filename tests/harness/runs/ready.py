@@ -108,13 +108,16 @@ def lease_of(pretend: Pretend) -> dict[str, Any]:
 
 def runs_of(pretend: Pretend) -> list[str]:
     """The runs that the host was ever asked for."""
-    folder = pretend.host.local_path(ROOT.inside("runs"))
-    return sorted(each.name for each in folder.iterdir() if each.is_dir())
+    return [name for name in _inside(pretend, "runs") if name != "current.json"]
 
 
 def labs_of(pretend: Pretend) -> list[str]:
     """What is left of labs on the host."""
-    folder = pretend.host.local_path(ROOT.inside("lab"))
+    return _inside(pretend, "lab")
+
+
+def _inside(pretend: Pretend, name: str) -> list[str]:
+    folder = pretend.host.local_path(ROOT.inside(name))
     return sorted(each.name for each in folder.iterdir()) if folder.exists() else []
 
 

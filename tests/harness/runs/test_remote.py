@@ -168,3 +168,14 @@ def test_a_host_without_an_agent_is_refused_with_the_command(host: Pretend) -> N
             remote_run(winrm, request("same-id-again")).run()
         host_agent(winrm).start(deadline=Deadline.after(30))
     assert lease_of(host)["state"] == "free"
+
+
+@pytest.mark.qemu
+def test_a_hosts_run_boots_real_machines(host: Pretend) -> None:
+    with host.connect() as winrm:
+        hosted = remote_run(winrm, request("shared-scratch", backend="qemu")).run()
+    (scenario,) = hosted.result.scenarios
+    assert (scenario.outcome, scenario.reason) == (Outcome.PASSED, None)
+    assert hosted.result.environment["qemu"]
+    assert hosted.result.leaks == ()
+    assert labs_of(host) == []
