@@ -14,7 +14,7 @@ from rich.table import Table
 from harness.cli.hosts import HostsArgument, InventoryOption, JsonOption, print_json
 from harness.errors import UsageError
 from harness.hosts.bundle import Bundle
-from harness.hosts.connecting import connect_host
+from harness.hosts.connecting import connect_host, refuse_in_maintenance
 from harness.hosts.facts import FactsCache
 from harness.hosts.inventory import Inventory
 from harness.hosts.protectedroot import ProtectedRoot
@@ -71,6 +71,8 @@ def provision(
         )
         for name in known.select(hosts):
             host = known.hosts[name]
+            if not plan:
+                refuse_in_maintenance(name, host)
             options = Options(
                 root=ProtectedRoot(host.root),
                 port=host.port,

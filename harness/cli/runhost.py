@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,13 +13,16 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
-from harness.errors import UsageError
-from harness.hosts.connecting import connect_host
+from harness.errors import RemoteError, UsageError
+from harness.hosts.connecting import connect_host, refuse_in_maintenance
+from harness.hosts.facts import FactsCache, probe_host
 from harness.hosts.inventory import Inventory
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.hosts.pythonstep import find_python
 from harness.remote.deadline import Deadline
+from harness.remote.winrm import WinRM
 from harness.report.events import RunListener, RunResult
+from harness.runs.play import all_passed
 from harness.runs.remote import RemoteRun
 from harness.runs.request import RunRequest
 
@@ -44,6 +48,12 @@ def run_on_host(
     if len(chosen) != 1:
         raise UsageError(f"--host {name} selects {len(chosen)} hosts: name one")
     host = known.hosts[chosen[0]]
+    if request.jobs > host.slots:
+        raise UsageError(
+            f"--jobs {request.jobs}: {chosen[0]} runs {host.slots} utility VMs at a time "
+            "(slots in the inventory)"
+        )
+    refuse_in_maintenance(chosen[0], host)
     root = ProtectedRoot(host.root)
 
     def say(text: str) -> None:
@@ -65,7 +75,17 @@ def run_on_host(
             cancel=cancel,
             bundle=bundle,
         ).run()
+        if all_passed(hosted.result):
+            _note_green(chosen[0], winrm, request)
     return hosted.result, f"{hosted.kept} on {chosen[0]}" if hosted.kept else ""
+
+
+def _note_green(name: str, winrm: WinRM, request: RunRequest) -> None:
+    """Keep what the host is now: what drifts afterwards is told against it."""
+    what = f"run {' '.join(request.scenarios)}"
+    with contextlib.suppress(RemoteError):
+        facts = probe_host(winrm, deadline=Deadline.after(_CONNECT_S))
+        FactsCache.open().keep_green(name, facts, what=what)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pytest
 
 from harness.cli.app import _code_for, app
 from harness.errors import HarnessError
+from harness.hosts.facts import FactsCache
 from tests.harness.hosts.pretend import CANARY, Pretend
 from tests.harness.runs.ready import ROOT, labs_of, lease_of, runs_of
 
@@ -84,6 +85,9 @@ def test_reports_and_exit_codes_are_those_of_a_run_here(
     assert [each["outcome"] for each in document["scenarios"]] == ["passed"]
     assert document["environment"]["host"] == "win-01"
     assert "same-id-again passed" in passed[2]
+    green = FactsCache.open().green("win-01")
+    assert green is not None
+    assert green.what == "run same-id-again"
 
     fault = ("--fault", "guest.create=error(0x80004005)", "--junit", "junit.xml")
     failed = run_here("same-id-again", "--host", "win-01", *fault)
@@ -146,7 +150,7 @@ def test_a_killed_command_is_followed_by_one_that_watches_on(
 
 
 def test_what_makes_no_sense_is_refused_before_anybody_is_asked(
-    host: Pretend, run_here: Here
+    host: Pretend, run_here: Here, inventory: Path
 ) -> None:
     before = host.knobs.requests()
     code, _, said = run_here("same-id-again", "--host", "win-01", "--image", ".")
@@ -157,4 +161,10 @@ def test_what_makes_no_sense_is_refused_before_anybody_is_asked(
     assert (code, "one job only" in said) == (2, True), said
     code, _, said = run_here("same-id-again", "--bundle", ".")
     assert (code, "--host" in said) == (2, True), said
+    code, _, said = run_here("same-id-again", "--host", "win-01", "--jobs", "2")
+    assert (code, "1 utility VMs at a time" in said) == (2, True), said
+    with inventory.open("a") as file:
+        file.write('maintenance = ["daily 00:00-12:00", "daily 12:00-00:00"]\n')
+    code, _, said = run_here("same-id-again", "--host", "win-01")
+    assert (code, "under maintenance" in said) == (5, True), said
     assert host.knobs.requests() == before
