@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.hosts import HostsArgument, InventoryOption, JsonOption, print_json
+from harness.cli.options import HostsArgument, InventoryOption, JsonOption, print_json
 from harness.errors import UsageError
 from harness.hosts.bundle import Bundle
 from harness.hosts.connecting import connect_host, refuse_in_maintenance

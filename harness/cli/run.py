@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from harness.cli.exit_codes import ExitCode, exit_code_of
-from harness.cli.hosts import InventoryOption, JsonOption, PythonOption
+from harness.cli.options import InventoryOption, JsonOption, PythonOption
 from harness.cli.runhost import run_on_host
 from harness.errors import UsageError
 from harness.exportedimage import VARIABLE
