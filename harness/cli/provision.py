@@ -17,8 +17,9 @@ from harness.hosts.bundle import Bundle
 from harness.hosts.connecting import connect_host, refuse_in_maintenance
 from harness.hosts.facts import FactsCache
 from harness.hosts.inventory import Inventory
+from harness.hosts.outcome import Outcome, Planned
 from harness.hosts.protectedroot import ProtectedRoot
-from harness.hosts.provision import Outcome, Planned, Provisioner
+from harness.hosts.provision import Provisioner
 from harness.hosts.pythonlayout import PythonLayout
 from harness.hosts.steps import Options
 from harness.hosts.systemtask import SYSTEM
