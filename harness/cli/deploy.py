@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from harness.cli.held import HeldHost, on_held_hosts
-from harness.cli.hosts import HostsArgument, InventoryOption, PythonOption
+from harness.cli.options import HostsArgument, InventoryOption, PythonOption
 from harness.hosts.bundle import PARTS, Bundle, push_files
 from harness.hosts.deploy import deploy_wheels
 from harness.remote.deadline import Deadline

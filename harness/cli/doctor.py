@@ -16,7 +16,7 @@ from rich.table import Table
 from harness.cli.exit_codes import ExitCode
 from harness.cli.findings import Finding
 from harness.cli.hostcheck import examine_host
-from harness.cli.hosts import InventoryOption, PythonOption, TimeoutOption
+from harness.cli.options import InventoryOption, PythonOption, TimeoutOption
 from harness.errors import HarnessError
 from harness.hosts.inventory import Inventory
 from harness.image.build import find_image

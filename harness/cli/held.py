@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.hosts.connecting import connect_host
+from harness.hosts.connecting import connect_host, refuse_in_maintenance
 from harness.hosts.holding import HostHold
 from harness.hosts.hostscripts import HostScripts
 from harness.hosts.inventory import Inventory
@@ -43,6 +43,7 @@ def on_held_hosts(
     known = Inventory.load(inventory)
     for name in known.select(expression):
         host = known.hosts[name]
+        refuse_in_maintenance(name, host)
         root = ProtectedRoot(host.root)
         with connect_host(name, host) as winrm:
             found = find_python(winrm, root, python, deadline=Deadline.after(timeout_s))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,34 +12,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from harness.cli import leases
 from harness.cli.hostcheck import probe_rows
+from harness.cli.options import (
+    HostsArgument,
+    InventoryOption,
+    JsonOption,
+    TimeoutOption,
+    print_json,
+)
 from harness.errors import UsageError
 from harness.hosts.connecting import connect_host
-from harness.hosts.facts import FactsCache, Green, HostFacts, drift, probe_host, read_boot
-from harness.hosts.hostscripts import HostScripts
+from harness.hosts.facts import FactsCache, Green, HostFacts, drift, probe_host
 from harness.hosts.inventory import FILE_NAME, VARIABLE, Host, Inventory
-from harness.hosts.lease import LeaseKeeper, LeaseRecord
-from harness.hosts.protectedroot import ProtectedRoot
-from harness.hosts.pythonstep import find_python
 from harness.remote.deadline import Deadline
 from harness.remote.probe import probe as probe_winrm
-from harness.scrubber import scrub
 
 app = typer.Typer(help="Windows hosts of the inventory.", no_args_is_help=True)
 
-InventoryOption = Annotated[
-    Path | None, typer.Option("--inventory", help="Default: HV_INVENTORY, here, your settings.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-HostsArgument = Annotated[str, typer.Argument(help="Names and tags with and, or, not; all.")]
-TimeoutOption = Annotated[float, typer.Option(help="Seconds for each host.")]
 GIB = 1 << 30
-
-
-def print_json(schema: str, **values: object) -> None:
-    """Print one JSON document with its schema's name."""
-    json.dump({"schema": schema, **values}, sys.stdout, indent=2)
-    sys.stdout.write("\n")
 
 
 @app.command("list")
@@ -188,93 +177,6 @@ def probe(
         print_json("lcowlab.hostprobe/1", hosts=documents)
 
 
-LeaseVerb = Callable[[LeaseKeeper, Deadline], LeaseRecord]
-PythonOption = Annotated[
-    str, typer.Option(help="Python on the host; default: ours there, else that on its PATH.")
-]
-
-
-def _with_lease(
-    inventory: Path | None, expression: str, *, python: str, verb: LeaseVerb
-) -> list[tuple[str, LeaseRecord]]:
-    known = Inventory.load(inventory)
-    records = []
-    for name in known.select(expression):
-        host = known.hosts[name]
-        root = ProtectedRoot(host.root)
-        deadline = Deadline.after(60)
-        with connect_host(name, host) as winrm:
-            root.verify(winrm, deadline=deadline)
-            found = find_python(winrm, root, python, deadline=deadline)
-            boot = read_boot(winrm, deadline=deadline)
-            records.append(
-                (name, verb(LeaseKeeper(HostScripts(winrm, found), root, boot), deadline))
-            )
-    return records
-
-
-def _print_leases(records: list[tuple[str, LeaseRecord]], *, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            "lcowlab.leases/1",
-            hosts=[{"host": n, **asdict(r), "state": r.state.value} for n, r in records],
-        )
-        return
-    for name, record in records:
-        tail = ", ".join(filter(None, (record.owner, record.purpose, record.note)))
-        draining = ", draining" if record.draining else ""
-        typer.echo(f"{name}: {record.state.value}{draining}{f' ({tail})' if tail else ''}")
-
-
-@app.command("lease")
-def lease(
-    hosts: HostsArgument,
-    *,
-    inventory: InventoryOption = None,
-    python: PythonOption = "",
-    json_: JsonOption = False,
-) -> None:
-    """Show who has each host: free, busy, dirty, cleaning or quarantined."""
-    records = _with_lease(
-        inventory, hosts, python=python, verb=lambda keeper, until: keeper.show(deadline=until)
-    )
-    _print_leases(records, as_json=json_)
-
-
-@app.command("drain")
-def drain(
-    hosts: HostsArgument,
-    *,
-    note: Annotated[str, typer.Option(help="Why; shown to whoever wants the host.")] = "",
-    inventory: InventoryOption = None,
-    python: PythonOption = "",
-    json_: JsonOption = False,
-) -> None:
-    """Let nobody take hosts any more; whoever has one keeps it until the release."""
-    records = _with_lease(
-        inventory,
-        hosts,
-        python=python,
-        verb=lambda keeper, until: keeper.drain(scrub(note), deadline=until),
-    )
-    _print_leases(records, as_json=json_)
-
-
-@app.command("reset")
-def reset(
-    hosts: HostsArgument,
-    *,
-    inventory: InventoryOption = None,
-    python: PythonOption = "",
-    json_: JsonOption = False,
-) -> None:
-    """Declare hosts free, whatever they were; whoever held one finds its lease lost."""
-    records = _with_lease(
-        inventory, hosts, python=python, verb=lambda keeper, until: keeper.reset(deadline=until)
-    )
-    _print_leases(records, as_json=json_)
-
-
 @app.command("add")
 def add(
     name: str,
@@ -313,3 +215,6 @@ def schema() -> None:
     """Print the JSON Schema of the inventory."""
     json.dump(Inventory.model_json_schema(), sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+leases.add_commands(app)

@@ -11,14 +11,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from harness.cli.hosts import HostsArgument, InventoryOption, JsonOption, print_json
+from harness.cli.options import HostsArgument, InventoryOption, JsonOption, print_json
 from harness.errors import UsageError
 from harness.hosts.bundle import Bundle
-from harness.hosts.connecting import connect_host
+from harness.hosts.connecting import connect_host, refuse_in_maintenance
 from harness.hosts.facts import FactsCache
 from harness.hosts.inventory import Inventory
+from harness.hosts.outcome import Outcome, Planned
 from harness.hosts.protectedroot import ProtectedRoot
-from harness.hosts.provision import Outcome, Planned, Provisioner
+from harness.hosts.provision import Provisioner
 from harness.hosts.pythonlayout import PythonLayout
 from harness.hosts.steps import Options
 from harness.hosts.systemtask import SYSTEM
@@ -71,6 +72,8 @@ def provision(
         )
         for name in known.select(hosts):
             host = known.hosts[name]
+            if not plan:
+                refuse_in_maintenance(name, host)
             options = Options(
                 root=ProtectedRoot(host.root),
                 port=host.port,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,30 +13,24 @@ import typer
 from rich.console import Console
 
 from harness.cli.exit_codes import ExitCode, exit_code_of
+from harness.cli.options import InventoryOption, JsonOption, PythonOption
+from harness.cli.runhost import run_on_host
 from harness.errors import UsageError
 from harness.exportedimage import VARIABLE
 from harness.faults import FaultPlan
-from harness.lab import BACKENDS, Lab, LabConfig
+from harness.lab import BACKENDS
 from harness.qemu.kvm import AcceleratorChoice
 from harness.report.document import run_document
-from harness.report.events import Outcome, RunResult
+from harness.report.events import RunResult
 from harness.report.html import write_html
 from harness.report.junit import write_junit
 from harness.report.live import LiveView, summary_table
+from harness.runs.play import check_request, play
+from harness.runs.request import Keep, RunRequest
 from harness.scenarios.catalogue import CATALOGUE, select
-from harness.scenarios.parallel import run_parallel
-from harness.scenarios.runner import run_scenarios
 
 DEFAULT_TAG = "core"
 DEFAULT_REPORT = Path("build/report")
-
-
-class Keep(enum.StrEnum):
-    """When the lab's directory (disks, store) stays after a run."""
-
-    NEVER = "never"
-    FAILED = "failed"
-    ALWAYS = "always"
 
 
 def run(
@@ -81,9 +75,21 @@ def run(
         Path, typer.Option(help="Folder of index.html.", file_okay=False)
     ] = DEFAULT_REPORT,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML there.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_: JsonOption = False,
+    host: Annotated[
+        str, typer.Option(metavar="NAME", help="Run on this host of the inventory, as its agent.")
+    ] = "",
+    inventory: InventoryOption = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="With --host: our packages, deployed where the host has others."),
+    ] = None,
+    python: PythonOption = "",
 ) -> int:
-    """Run scenarios on utility VMs of this machine and prove that nothing was left behind."""
+    """Run scenarios on utility VMs and prove that nothing was left behind.
+
+    On this machine, or with --host on a provisioned Windows host: watched from here, reported here.
+    """
     chosen = select(
         CATALOGUE,
         names=scenarios or (),
@@ -93,40 +99,49 @@ def run(
     if not chosen:
         console.print("nothing to run: no scenario has that tag (lcowlab scenario list)")
         return ExitCode.NOTHING_RAN
-    config = LabConfig(
+    request = RunRequest(
+        scenarios=tuple(scenario.name for scenario in chosen),
         backend=backend,
         accelerator=accelerator,
         memory_mib=memory,
         processors=processors,
         cold=cold,
-        image=image,
+        repeat=repeat,
+        jobs=jobs,
         faults=_faults(fault or ()),
+        keep=keep,
     )
-    if jobs > 1:
-        if keep is not Keep.NEVER:
-            raise UsageError("--keep works with one job only: run the scenario alone to keep it")
-        view = LiveView(console)
-        try:
-            result = run_parallel(config, chosen, jobs=jobs, listeners=[view], repeat=repeat)
-        finally:
-            view.close()
-        return _report(result, report=report, junit=junit, json_=json_, kept=None)
-    with Lab.open(config, progress=lambda text: console.print(f"[dim]{text}[/dim]")) as lab:
-        lab.check_disks()
-        lab.demo_archive()  # part of the set-up: a scenario's time is its own
-        view = LiveView(console)
-        try:
-            result = run_scenarios(lab, chosen, listeners=[view], repeat=repeat)
-        finally:
-            view.close()
-        lab.keep = keep is Keep.ALWAYS or (keep is Keep.FAILED and not _all_passed(result))
-        kept = lab.directory if lab.keep else None
+    check_request(request)
+    if not host and (inventory or bundle or python):
+        raise UsageError("--inventory, --bundle and --python are for a run on a host: --host NAME")
+    view = LiveView(console)
+    try:
+        if host:
+            if image is not None and os.environ.get(VARIABLE) != str(image):
+                raise UsageError("--image is for this machine: a host has its own (bundle push)")
+            result, kept = run_on_host(
+                host,
+                request,
+                inventory=inventory,
+                bundle=bundle,
+                python=python,
+                view=view,
+                console=console,
+            )
+        else:
+            played = play(
+                request,
+                request.lab(image=image),
+                listeners=[view],
+                progress=lambda text: console.print(f"[dim]{text}[/dim]"),
+            )
+            result, kept = played.result, str(played.kept or "")
+    finally:
+        view.close()
     return _report(result, report=report, junit=junit, json_=json_, kept=kept)
 
 
-def _report(
-    result: RunResult, *, report: Path, junit: Path | None, json_: bool, kept: Path | None
-) -> int:
+def _report(result: RunResult, *, report: Path, junit: Path | None, json_: bool, kept: str) -> int:
     """Write every report that was asked for and return the exit code."""
     console = Console(stderr=True)
     write_html(result, report / "index.html")
@@ -138,15 +153,9 @@ def _report(
     else:
         Console().print(summary_table(result))
     console.print(f"report: {report / 'index.html'}")
-    if kept is not None:
+    if kept:
         console.print(f"kept: {kept}")
     return exit_code_of(result)
-
-
-def _all_passed(result: RunResult) -> bool:
-    return not result.leaks and all(
-        scenario.outcome is Outcome.PASSED for scenario in result.scenarios
-    )
 
 
 def _faults(given: Sequence[str]) -> dict[str, str]:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from harness.errors import UsageError
+import datetime
+
+from harness.errors import LeaseError, UsageError
 from harness.hosts.inventory import Host
 from harness.remote.endpoint import Endpoint
 from harness.remote.retries import RetryPolicy
 from harness.remote.winrm import WinRM
+
+
+def refuse_in_maintenance(name: str, host: Host, *, now: datetime.datetime | None = None) -> None:
+    """Raise LeaseError while one of the host's maintenance windows is open: nobody may take it.
+
+    `now` is local time, as the windows are.
+    """
+    moment = now or datetime.datetime.now().astimezone()
+    for text, window in zip(host.maintenance, host.windows, strict=True):
+        if window.contains(moment):
+            raise LeaseError(
+                f"it is under maintenance ({text} in the inventory): come back afterwards",
+                host=name,
+            )
 
 
 def connect_host(name: str, host: Host, *, policy: RetryPolicy | None = None) -> WinRM:

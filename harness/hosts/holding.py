@@ -98,6 +98,11 @@ class HostHold:
         return self._held is not None
 
     @property
+    def token(self) -> int:
+        """The token of this lease: another after a restart that was nobody's. Raises LeaseError."""
+        return self._mine().token
+
+    @property
     def scripts(self) -> HostScripts:
         """The host's scripts behind the fence of this lease. Raises LeaseError without one."""
         held = self._mine()

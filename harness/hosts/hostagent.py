@@ -131,15 +131,7 @@ class HostAgent:
         It runs once, whatever happens to the connection. Raises RemoteCommandError when it could
         not be started or the agent ended under it.
         """
-        values = self._request(
-            {
-                "operation": "run",
-                "argv": list(argv),
-                "stdin": base64.b64encode(stdin).decode(),
-                "timeout_s": deadline.remaining_s,
-            },
-            deadline,
-        )
+        values = self._request(_run_request(argv, stdin, deadline.remaining_s), deadline)
         return CompletedRemote(
             int(values["exit_code"]),
             base64.b64decode(values["stdout"]),
@@ -164,18 +156,29 @@ class HostAgent:
         )
         return read_report(name, done, host=self.winrm.host)
 
+    def hand_over(
+        self,
+        identity: str,
+        argv: Sequence[str],
+        *,
+        stdin: bytes,
+        timeout_s: float,
+        deadline: Deadline,
+    ) -> None:
+        """Have a program run as the agent's user, and do not wait for it.
+
+        It runs once, however often it is handed over with the same `identity`; the agent's answer
+        lies in `responses` under that name. Raises RemoteError.
+        """
+        self._relay(identity, _run_request(argv, stdin, timeout_s), wait_s=0.0, deadline=deadline)
+
     def _request(self, request: dict[str, object], deadline: Deadline) -> dict[str, Any]:
         identity = uuid.uuid4().hex
-        scripts = HostScripts(self.winrm, self.python, self.fence)
         while not deadline.passed:
-            values = scripts.ask(
-                "relay",
-                {
-                    "id": identity,
-                    "request": request,
-                    "wait_s": min(_WAIT_S, deadline.remaining_s / 2),
-                },
-                {"agent": self._folder},
+            values = self._relay(
+                identity,
+                request,
+                wait_s=min(_WAIT_S, deadline.remaining_s / 2),
                 deadline=deadline,
             )
             if "error" in values:
@@ -189,3 +192,23 @@ class HostAgent:
             host=self.winrm.host,
             maybe_ran=True,
         )
+
+    def _relay(
+        self, identity: str, request: dict[str, object], *, wait_s: float, deadline: Deadline
+    ) -> dict[str, Any]:
+        """Return the answer to a request, or `waiting`."""
+        return HostScripts(self.winrm, self.python, self.fence).ask(
+            "relay",
+            {"id": identity, "request": request, "wait_s": wait_s},
+            {"agent": self._folder},
+            deadline=deadline,
+        )
+
+
+def _run_request(argv: Sequence[str], stdin: bytes, timeout_s: float) -> dict[str, object]:
+    return {
+        "operation": "run",
+        "argv": list(argv),
+        "stdin": base64.b64encode(stdin).decode(),
+        "timeout_s": timeout_s,
+    }

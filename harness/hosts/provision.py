@@ -16,7 +16,6 @@ found it done; `restart` lines hold the boot that was left.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from harness.errors import (
@@ -28,26 +27,15 @@ from harness.errors import (
     RemoteTimeoutError,
     ShellGoneError,
 )
-from harness.hosts.agentstep import Agent
 from harness.hosts.facts import BootIdentity, HostFacts, probe_host, read_boot
 from harness.hosts.holding import HostHold
 from harness.hosts.journal import Journal
+from harness.hosts.outcome import Outcome, Planned
 from harness.hosts.pythonstep import Python, describe_python, host_python
-from harness.hosts.quotastep import Quotas
 from harness.hosts.restarts import RestartPatience, restart_host, wait_for_answer
-from harness.hosts.rightsstep import Rights
-from harness.hosts.settingsteps import CrashDumps, Defender, EventLogs, Firewall, PowerPlan
-from harness.hosts.smokestep import Smoke
+from harness.hosts.standardsteps import standard_steps
 from harness.hosts.steps import Assessment, Look, Options, State, Step
-from harness.hosts.supplysteps import BootFiles, Packages
-from harness.hosts.systemsteps import (
-    BitLocker,
-    Features,
-    HypervisorLaunch,
-    PendingRestart,
-    Preflight,
-    Root,
-)
+from harness.hosts.systemsteps import PendingRestart
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 
@@ -65,70 +53,6 @@ _UNKNOWN: Final = (ConnectionLostError, RemoteTimeoutError, ShellGoneError)
 
 class _StrayRestartError(Exception):
     """The host is in another boot, and it was not us: everything is to be looked at anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One step as it was found."""
-
-    step: str
-    assessment: Assessment
-
-    def document(self) -> dict[str, object]:
-        """Return it as JSON values."""
-        return {
-            "step": self.step,
-            "state": self.assessment.state.value,
-            "detail": self.assessment.detail,
-            "commands": [action.text for action in self.assessment.actions],
-        }
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What an apply did: texts of the commands that ran, in order, and its restarts.
-
-    `settled` are steps that a predecessor began and that were found done.
-    `proofs` says by step what commands showed that change nothing.
-    """
-
-    ran: list[str] = field(default_factory=list)
-    restarts: int = 0
-    notes: dict[str, str] = field(default_factory=dict)
-    settled: list[str] = field(default_factory=list)
-    proofs: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def changed(self) -> bool:
-        """Whether anything was changed."""
-        return len(self.ran) > len(self.proofs) or self.restarts > 0
-
-
-def standard_steps() -> tuple[Step, ...]:
-    """Return the steps in the order in which they are taken.
-
-    Python comes early: with it comes the lease, and everything after it is done under that.
-    """
-    return (
-        Preflight(),
-        Rights(),
-        BitLocker(),
-        PendingRestart(),
-        Root(),
-        Python(),
-        Quotas(),
-        Firewall(),
-        Defender(),
-        PowerPlan(),
-        Features(),
-        HypervisorLaunch(),
-        CrashDumps(),
-        EventLogs(),
-        Agent(),
-        Packages(),
-        BootFiles(),
-        Smoke(),
-    )
 
 
 class Provisioner:

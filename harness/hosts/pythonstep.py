@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from harness.errors import RemoteCommandError, TransferError
 from harness.hosts.actions import powershell
@@ -23,11 +23,13 @@ from harness.hosts.hostscripts import HostScripts
 from harness.hosts.protectedroot import ProtectedRoot
 from harness.hosts.pythonlayout import PythonLayout
 from harness.hosts.steps import Assessment, Look, State
+from harness.remote.bootstrap import Bootstrap
 from harness.remote.deadline import Deadline
 from harness.remote.files import HostFiles
 from harness.remote.winrm import WinRM
 
 ON_PATH = "python"
+_WORTH_FETCHING: Final = 4 << 20  # bytes: less is over WinRM before curl has been told where from
 _FULL = (
     "give a full layout with --python-layout (the NuGet package python, a .nupkg, or its folder), "
     "a bundle that has one, or the path of one on the host with --python"
@@ -115,10 +117,22 @@ class BringPython:
             HostFiles.every_way(winrm, former.path, self.root.path).put(
                 self.layout.archive, destination, deadline=deadline
             )
-        else:
+        elif not self._fetched(winrm, destination, deadline):
             bring_file(
                 winrm, self.layout.archive, destination, deadline=deadline, report=self.report
             )
+
+    def _fetched(self, winrm: WinRM, destination: str, deadline: Deadline) -> bool:
+        """Whether the host's curl.exe fetched it from us: fast, where there is one and a way."""
+        if self.layout.size < _WORTH_FETCHING:
+            return False
+        archive = self.layout.archive
+        try:
+            Bootstrap(winrm, self.root.path).fetch(archive, destination, deadline=deadline)
+        except TransferError as error:
+            self.report(f"{error}; over WinRM, which takes longer")
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 Fixtures: `lab` (session), `uvm` (module), `make_uvm` (module; a factory), `snapshotter` and
 `scratch` (function). No backend is imported until a test asks for one of them.
+Reports hold no password that was fetched.
 """
 
 from harness.pytest_plugin.fixtures import lab, make_uvm, scratch, snapshotter, uvm
@@ -10,6 +11,12 @@ from harness.pytest_plugin.options import (
     pytest_collection_modifyitems,
     pytest_configure,
 )
+from harness.pytest_plugin.secrets import (
+    pytest_internalerror,
+    pytest_make_collect_report,
+    pytest_make_parametrize_id,
+    pytest_runtest_makereport,
+)
 
 __all__ = [
     "lab",
@@ -17,6 +24,10 @@ __all__ = [
     "pytest_addoption",
     "pytest_collection_modifyitems",
     "pytest_configure",
+    "pytest_internalerror",
+    "pytest_make_collect_report",
+    "pytest_make_parametrize_id",
+    "pytest_runtest_makereport",
     "scratch",
     "snapshotter",
     "uvm",

@@ -6,8 +6,8 @@ r"""A file to a host that has no Python yet: its own `curl.exe` fetches it, `cer
                                                             ▲  broke off: goes on  │
                                                             └──────────────────────┘
 
-For nothing but the first Python (`unpack` a zip of it, or run its installer): from then on
-`HostFiles` knows better ways. The secret path is in a file that curl reads and that is removed, not
+For nothing but the first Python, which provisioning brings so: from then on `HostFiles` knows
+better ways. The secret path is in a file that curl reads and that is removed, not
 in an argv that everybody on the host can list.
 
 Windows' curl speaks TLS through Schannel. There, a private authority needs `--ssl-no-revoke` (it
@@ -40,6 +40,7 @@ from harness.remote.winrm import WinRM
 _FOLDER: Final = "bootstrap"
 _PULLS: Final = 5
 _CONNECT_S: Final = 10
+_STALLED_S: Final = 30
 _TIDY_S: Final = 20.0
 # Older certutil puts spaces between the bytes.
 _HASH: Final = re.compile(rb"^\s*((?:[0-9a-fA-F]{2} ?){32})\s*$", re.MULTILINE)
@@ -74,9 +75,14 @@ class Bootstrap:
     address: str | None = None
 
     def fetch(
-        self, source: Path, *, deadline: Deadline, progress: Progress | None = None
+        self,
+        source: Path,
+        destination: str = "",
+        *,
+        deadline: Deadline,
+        progress: Progress | None = None,
     ) -> Fetched:
-        r"""Bring a file into `bootstrap\` of the root, named by its content.
+        r"""Bring a file to `destination`, by default into `bootstrap\` of the root under its hash.
 
         Returns once certutil read it back there with the same SHA-256. Goes on where a former call
         broke off. Raises UsageError; TransferError with what to do; RemoteError.
@@ -89,7 +95,7 @@ class Bootstrap:
             suffix = ".zip" if zipfile.is_zipfile(source) else source.suffix
         except OSError as error:
             raise UsageError(f"cannot read {source}: {error}") from error
-        path = f"{self.root}\\{_FOLDER}\\{sha256}{suffix}"
+        path = destination or f"{self.root}\\{_FOLDER}\\{sha256}{suffix}"
         if self._hash(path, deadline) == sha256:
             return Fetched(path, sha256, size, 0)
         done, moved = self._pull(source, path, deadline, progress)
@@ -103,30 +109,6 @@ class Bootstrap:
                 code=done.exit_code,
             )
         return Fetched(path, sha256, size, moved)
-
-    def unpack(
-        self,
-        source: Path,
-        folder: str,
-        *,
-        deadline: Deadline,
-        progress: Progress | None = None,
-    ) -> Fetched:
-        """Bring a zip (a wheel, a nupkg) to the host and unpack it into `folder` there.
-
-        Raises UsageError for what is no zip; TransferError; RemoteError.
-        """
-        if not zipfile.is_zipfile(source):
-            raise UsageError(f"{source} is no zip: unpack takes zips, wheels and nupkgs")
-        fetched = self.fetch(source, deadline=deadline, progress=progress)
-        self.winrm.powershell(
-            Command.build(
-                "Expand-Archive",
-                {"LiteralPath": fetched.path, "DestinationPath": folder, "Force": True},
-            ),
-            deadline=deadline,
-        )
-        return fetched
 
     def _pull(
         self, source: Path, path: str, deadline: Deadline, progress: Progress | None
@@ -147,6 +129,7 @@ class Bootstrap:
                     *("curl.exe", "--disable", "--silent", "--show-error", "--fail"),
                     *("--proto", "=https", "--noproxy", "*", "--ssl-no-revoke"),
                     *("--connect-timeout", str(_CONNECT_S), "--continue-at", "-"),
+                    *("--speed-limit", "1024", "--speed-time", str(_STALLED_S)),
                     *("--resolve", f"{HOST_NAME}:{offer.port}:{shown}"),
                     *("--cacert", authority, "--output", path, "--config", configuration),
                 )

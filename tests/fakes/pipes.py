@@ -222,15 +222,11 @@ class FakePipes:
         count: None,
         overlapped: Overlapped,
     ) -> int:
-        assert count is None
-        target = memoryview(buffer).cast("B")
-        assert len(target) == length
+        target = _view(buffer, length, count)
         with self._lock:
-            instance = self._instance(handle)
-            if instance is None or self._fails("ReadFile"):
+            end = self._connected(handle, "ReadFile")
+            if end is None:
                 return 0
-            end = instance.end
-            assert end is not None, "nobody has connected"
 
             def step() -> int:
                 try:
@@ -253,15 +249,11 @@ class FakePipes:
         count: None,
         overlapped: Overlapped,
     ) -> int:
-        assert count is None
-        source = memoryview(buffer).cast("B")
-        assert len(source) == length
+        source = _view(buffer, length, count)
         with self._lock:
-            instance = self._instance(handle)
-            if instance is None or self._fails("WriteFile"):
+            end = self._connected(handle, "WriteFile")
+            if end is None:
                 return 0
-            end = instance.end
-            assert end is not None, "nobody has connected"
 
             def step() -> int:
                 while transfer.count < length:
@@ -334,6 +326,14 @@ class FakePipes:
             self._error.code = INVALID_HANDLE_ERROR
         return instance
 
+    def _connected(self, handle: int, call: str) -> socket.socket | None:
+        """The server's end of a pipe; None where the handle is none or `call` is to fail."""
+        instance = self._instance(handle)
+        if instance is None or self._fails(call):
+            return None
+        assert instance.end is not None, "nobody has connected"
+        return instance.end
+
     def _fails(self, name: str) -> bool:
         codes = self.failing.get(name, [])
         if codes:
@@ -385,6 +385,14 @@ class FakePipes:
                 if instance.end is not None:
                     watched.register(instance.end, transfer.direction)
             watched.poll()
+
+
+def _view(buffer: ctypes.Array[ctypes.c_char], length: int, count: None) -> memoryview:
+    """The bytes of an overlapped transfer, whose call gives no place for their count."""
+    assert count is None
+    view = memoryview(buffer).cast("B")
+    assert len(view) == length
+    return view
 
 
 def _has_closed(end: socket.socket) -> bool:

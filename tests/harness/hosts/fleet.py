@@ -12,8 +12,9 @@ from harness.errors import InfrastructureError, LeaseError
 from harness.hosts.bundle import Bundle
 from harness.hosts.journal import Journal
 from harness.hosts.lease import HostState as LeaseState
+from harness.hosts.outcome import Outcome
 from harness.hosts.protectedroot import ProtectedRoot, judge_sddl
-from harness.hosts.provision import Outcome, Provisioner
+from harness.hosts.provision import Provisioner
 from harness.hosts.pythonlayout import PythonLayout
 from harness.hosts.restarts import RestartPatience
 from harness.hosts.steps import Options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from harness.winrmd.host import PretendHost
 from harness.winrmd.hoststate import HostState
 from harness.winrmd.knobs import Knobs
 from harness.winrmd.pretendmachine import open_machine
+from harness.winrmd.programs import Program
 from harness.winrmd.server import WinRmServer
 
 CANARY = "Canary-93fa!horse"
@@ -62,10 +63,13 @@ class Pretend:
 
 @contextlib.contextmanager
 def pretend_host(
-    root: Path, *, change: Callable[[HostState], None] | None = None
+    root: Path,
+    *,
+    change: Callable[[HostState], None] | None = None,
+    programs: Mapping[str, Program] | None = None,
 ) -> Iterator[Pretend]:
     """Yield a running host; `change` makes it what the test needs before anybody connects."""
-    with open_machine(root, programs={"python": (sys.executable,)}) as opened:
+    with open_machine(root, programs={"python": (sys.executable,), **(programs or {})}) as opened:
         if change is not None:
             with opened.host.change() as state:
                 change(state)

@@ -14,7 +14,7 @@ from harness.hosts.steps import Options, State
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 from harness.winrmd.acl import Ace, Acl
-from harness.winrmd.hoststate import UPDATE_REBOOT_REQUIRED, HostState, RegistryKey
+from harness.winrmd.hoststate import CRASH_CONTROL, UPDATE_REBOOT_REQUIRED, HostState, RegistryKey
 from tests.harness.hosts.pretend import Pretend, pretend_host
 
 ROOT = ProtectedRoot("C:\\ProgramData\\lcowlab")
@@ -39,6 +39,10 @@ def assert_provisioned(pretend: Pretend) -> None:
     assert state.defender.exclusion_path == [ROOT.path]
     assert state.power_scheme == "8c5e7fda-e8bf-4a96-9a85-a6e23a8c635c"
     assert state.event_log_sizes["System"] == 64 << 20
+    dumps = state.registry[CRASH_CONTROL].values
+    assert (dumps["CrashDumpEnabled"][1], dumps["AlwaysKeepMemoryDump"][1]) == (2, 1)
+    (rule,) = [each for name, each in state.firewall.items() if name.startswith("lcowlab-winrm-")]
+    assert rule.remote_address == ("LocalSubnet",)
     assert judge_sddl(pretend.host.acl(ROOT.path).sddl) == ("S-1-5-32-544", "")
 
 

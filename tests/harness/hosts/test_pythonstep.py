@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,14 @@ from harness.errors import ProvisionError, TransferError, UsageError
 from harness.hosts.hostfile import bring_file
 from harness.hosts.provision import Provisioner
 from harness.hosts.pythonlayout import PythonLayout
-from harness.hosts.pythonstep import Python, installed_python
+from harness.hosts.pythonstep import BringPython, Python, installed_python
 from harness.hosts.restarts import RestartPatience
 from harness.hosts.steps import Options
 from harness.hosts.systemsteps import Root
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
 from harness.winrmd.knobs import Strike, Trouble
+from harness.winrmd.programs import Program
 from tests.harness.hosts.pretend import Pretend, pretend_host
 from tests.harness.hosts.supplies import X86, layout_files, program, write_zip
 from tests.harness.hosts.test_provision import ROOT
@@ -108,6 +111,25 @@ def test_a_host_gets_its_python_once_and_another_when_it_changes(tmp_path: Path)
         after = installed_python(winrm, ROOT, deadline=soon)
         assert after is not None
         assert after.sha256 == second.sha256
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl: apt-get install curl")
+@pytest.mark.parametrize("curl", [True, False])
+def test_a_host_fetches_its_first_python_itself_where_it_can(tmp_path: Path, curl: bool) -> None:
+    large = {**layout_files(), "tools/python312.zip": random.Random(5).randbytes(5 << 20)}
+    layout = open_layout(write_zip(tmp_path / "a.nupkg", large), tmp_path)
+    none: dict[str, Program] = {} if curl else {"curl": ()}
+    said: list[str] = []
+    with pretend_host(tmp_path / "host", programs=none) as pretend, pretend.connect() as winrm:
+        Provisioner(winrm, Options(ROOT, port=1), steps=(Root(),), patience=FAST).apply()
+        before = pretend.knobs.requests()
+        BringPython(ROOT, layout, said.append).run(winrm, deadline=Deadline.after(60))
+        cost = pretend.knobs.requests() - before
+        there = pretend.host.local_path(ROOT.inside("cache", f"python-{layout.sha256}.zip"))
+        assert there.read_bytes() == layout.archive.read_bytes()
+    assert any("over WinRM, which takes longer" in each for each in said) is not curl
+    # Over WinRM a request carries 256 KiB at the most, and is followed by others.
+    assert (cost < 40) is curl
 
 
 def test_a_python_that_is_not_all_there_never_becomes_the_hosts(tmp_path: Path) -> None:

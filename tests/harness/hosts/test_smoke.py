@@ -13,8 +13,9 @@ from harness.exportedimage import export_image
 from harness.hosts.agentstep import Agent
 from harness.hosts.facts import probe_host
 from harness.hosts.journal import Journal
+from harness.hosts.outcome import Outcome
 from harness.hosts.protectedroot import ProtectedRoot
-from harness.hosts.provision import Outcome, Provisioner
+from harness.hosts.provision import Provisioner
 from harness.hosts.smokestep import Smoke
 from harness.hosts.steps import Look, Options, State
 from harness.hosts.systemsteps import Root

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import TransferError, UsageError
+from harness.errors import TransferError
 from harness.remote.bootstrap import Bootstrap
 from harness.remote.deadline import Deadline
 from harness.remote.winrm import WinRM
@@ -63,23 +63,20 @@ def folder(host: PretendHost) -> Path:
     return host.root / "ProgramData" / "lcowlab" / "bootstrap"
 
 
-def test_a_zip_is_fetched_checked_unpacked_and_leaves_no_secret(
+def test_a_file_is_fetched_checked_and_leaves_no_secret(
     bare: PretendHost, win: WinRM, archive: Path
 ) -> None:
     assert "not recognized" in win.run(["python", "-V"], deadline=soon()).stderr.decode()
     steps: list[tuple[int, int]] = []
     size = archive.stat().st_size
-    fetched = Bootstrap(win, ROOT).unpack(
+    fetched = Bootstrap(win, ROOT).fetch(
         archive,
-        "C:\\Python",
         deadline=soon(),
         progress=lambda *step: steps.append(step),
     )
     assert (fetched.moved, fetched.size, steps[-1]) == (size, size, (size, size))
-    with zipfile.ZipFile(archive) as reading:
-        for name in reading.namelist():
-            assert (bare.root / "Python" / name).read_bytes() == reading.read(name)
-    assert [file.name for file in folder(bare).iterdir()] == [f"{fetched.sha256}.zip"]
+    (there,) = folder(bare).iterdir()
+    assert (there.name, there.read_bytes()) == (f"{fetched.sha256}.zip", archive.read_bytes())
     assert Bootstrap(win, ROOT).fetch(archive, deadline=soon()).moved == 0
 
 
@@ -117,11 +114,3 @@ def test_an_address_of_ours_that_the_host_does_not_reach_says_what_to_do(
 ) -> None:
     with pytest.raises(TransferError, match="cannot offer"):
         replace(Bootstrap(win, ROOT), address="192.0.2.1").fetch(archive, deadline=soon())
-
-
-def test_only_zips_are_unpacked(win: WinRM, tmp_path: Path) -> None:
-    file = tmp_path / "installer.exe"
-    file.write_bytes(b"MZ")
-    with pytest.raises(UsageError, match="no zip"):
-        Bootstrap(win, ROOT).unpack(file, "C:\\x", deadline=soon())
-    assert Bootstrap(win, ROOT).fetch(file, deadline=soon()).path.endswith(".exe")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import uuid
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -18,6 +20,7 @@ Transport = Literal["basic", "ntlm"]
 
 USER = "Operator"
 PASSWORD = "correct: horse, b@ttery"  # a colon: pyspnego's plain format could not hold it
+BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 
 
 @contextlib.contextmanager
@@ -84,3 +87,26 @@ def request(action: str, *, uri: str = CMD_URI, header: str = "", body: str = ""
         f"<w:ResourceURI>{uri}</w:ResourceURI><a:MessageID>uuid:{uuid.uuid4()}</a:MessageID>"
         f"{header}</s:Header><s:Body>{body}</s:Body></s:Envelope>"
     ).encode()
+
+
+def attach(client: WSMan, opened: WinRS) -> WinRS:
+    """Return the same shell over another connection."""
+    again = WinRS(client)
+    again.id, again.opened = opened.id, True
+    again._selector_set = opened._selector_set
+    return again
+
+
+def post(
+    server: WinRmServer, body: bytes, *, path: str = "/wsman", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """Send one request as it is, with Basic unless told otherwise."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        named = {"Authorization": BASIC, "Content-Type": "application/soap+xml;charset=UTF-8"}
+        named |= {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request("POST", path, body, {k: v for k, v in named.items() if v})
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), response.read()
+    finally:
+        connection.close()

@@ -40,3 +40,9 @@ def make_endpoint(tmp_path: Path) -> Iterator[MakeEndpoint]:
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
     """Return a certificate for 127.0.0.1."""
     return make_certificate(["127.0.0.1"], tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def plain(make_endpoint: MakeEndpoint) -> WinRmServer:
+    """Return an endpoint that takes Basic without sealing, for requests made by hand."""
+    return make_endpoint(allow_unencrypted=True)
