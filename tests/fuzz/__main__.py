@@ -14,7 +14,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from tests.fuzz.catalogue import TARGETS
+from tests.fuzz.folder import private_folder
 from tests.fuzz.scripted import ScriptedRandom
 from tests.fuzz.targets import Target
 
@@ -134,8 +134,8 @@ def main() -> int:
         if driver == "atheris" and options.replay is None:
             finds += _fuzz_instrumented(name, options.seconds, options.runs)
             continue
-        with tempfile.TemporaryDirectory(prefix="lcowlab-fuzz-") as directory:
-            target = make(Path(directory))
+        with private_folder() as directory:
+            target = make(directory)
             if options.replay is not None:
                 print(f"{name}: accepted {_replay(target, options.replay)}")
             else:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-import tempfile
-from pathlib import Path
 
+from tests.fuzz.folder import private_folder
 from tests.fuzz.scripted import ScriptedRandom
 
 
@@ -21,8 +20,8 @@ def main() -> None:
     atheris = importlib.import_module("atheris")  # it has no types
     with atheris.instrument_imports(include=["snapshotter", "harness"]):
         catalogue = importlib.import_module("tests.fuzz.catalogue")
-    with tempfile.TemporaryDirectory(prefix="lcowlab-fuzz-") as directory:
-        target = catalogue.TARGETS[name](Path(directory))
+    with private_folder() as directory:
+        target = catalogue.TARGETS[name](directory)
 
         def one(script: bytes) -> None:
             data = target.make(ScriptedRandom(script))
