@@ -52,6 +52,9 @@ def main() -> int:
             console.print(f"  {result.name}", style="dim")
             results.append(result)
     Console().print(_table(results))
+    for result in results:
+        if isinstance(result, Comparison) and result.note:
+            Console().print(f"{result.name} / {result.peer}: {result.note}", style="dim")
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(_document(results), indent=2) + "\n")
     console.print(f"saved: {options.json}")
@@ -100,6 +103,7 @@ def _document(results: list[Comparison | Figure]) -> dict[str, object]:
                 "rounds": result.rounds,
                 "target_ratio": result.target_ratio,
                 "target_ms": result.target_ms,
+                "note": result.note,
             }
         rows.append({**row, "met": result.met})
     return {

@@ -22,7 +22,7 @@ from snapshotter.diskfile import SparseDisk, StoredDisk, open_disk
 from snapshotter.diskformat import DiskFormat
 from snapshotter.errors import InvalidArgumentError, UnavailableError
 from snapshotter.reservation import ReservingWriter
-from snapshotter.units import KIB, MIB
+from snapshotter.units import GIB, KIB, MIB
 from snapshotter.vhd import fixed_footer
 from snapshotter.vhdx.bat import ENTRY_SIZE, BatBuilder, BatGeometry
 from snapshotter.vhdx.create import VhdxIdentity, VhdxLayout, layout_vhdx
@@ -37,6 +37,7 @@ _PAGE: Final = 4 * KIB
 _PAGE_WORDS: Final = _PAGE // 8
 _SMALL_GAP: Final = 32 * KIB
 _SECTOR: Final = 512
+_MAX_VHD: Final = 2040 * GIB  # what Windows and QEMU attach
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,10 @@ def write_disk(
     if target_format is DiskFormat.VHDX:
         layout = (_FixedVhdxTarget if options.fixed else _DynamicVhdxTarget)(size, options)
     elif target_format is DiskFormat.VHD:
+        if size > _MAX_VHD:
+            raise InvalidArgumentError(
+                f"a disk of {size} bytes: a VHD has {_MAX_VHD} at most; make it a VHDX"
+            )
         layout = _FlatTarget(fixed_footer(size, unique_id=uuid.uuid4(), timestamp=0))
     else:
         layout = _FlatTarget(b"")

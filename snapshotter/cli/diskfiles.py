@@ -66,7 +66,14 @@ def _file_system(file: Path) -> Iterator[Ext4]:
     from snapshotter.ext4.reader import Ext4
 
     with open_disk(file) as disk:
-        yield Ext4.open(disk)
+        ext4 = Ext4.open(disk)
+        if ext4.needs_recovery:
+            typer.echo(
+                f"{printable(str(file))}: the journal waits to be replayed, so that some of this is"
+                " older than the last changes; let a guest mount and unmount it first",
+                err=True,
+            )
+        yield ext4
 
 
 def _entries(ext4: Ext4, path: str) -> Iterator[dict[str, object]]:

@@ -396,6 +396,26 @@ def test_a_raw_disk_is_looked_into_too(tmp_path: Path) -> None:
     assert [entry["name"] for entry in names] == ["lost+found"]
 
 
+def test_a_disk_whose_journal_waits_is_listed_with_a_warning(tmp_path: Path) -> None:
+    content = format_ext4(GIB, journal_mib=4, checksums=False)
+    disk = tmp_path / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(content.size)
+        for offset, data in content.pieces:
+            file.seek(offset)
+            file.write(data)
+    assert run("ls", disk).stderr == ""
+    with disk.open("r+b") as file:
+        file.seek(1024 + 0x60)  # s_feature_incompat
+        flags = int.from_bytes(file.read(4), "little")
+        file.seek(1024 + 0x60)
+        file.write((flags | 4).to_bytes(4, "little"))  # EXT4_FEATURE_INCOMPAT_RECOVER
+    done = run("ls", disk, "--json")
+    assert (done.exit_code, done.stderr.count("\n")) == (0, 1)
+    assert f"{disk}: the journal waits to be replayed" in done.stderr
+    assert json.loads(done.stdout)["entries"][0]["name"] == "lost+found"
+
+
 def layer(folder: Path, *members: tarfile.TarInfo) -> Path:
     """A layer disk of members without content."""
     with tarfile.open(

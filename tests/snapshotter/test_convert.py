@@ -206,6 +206,18 @@ def test_a_sparse_disk_of_a_terabyte_is_quick_and_stays_sparse(tmp_path: Path) -
     assert (tmp_path / "back.raw").stat().st_blocks * 512 < MIB
 
 
+@oracle.needs_qemu
+def test_a_vhd_is_as_large_as_others_take_it_and_no_larger(tmp_path: Path) -> None:
+    raw = sparse_file(tmp_path / "big.raw", 2040 * GIB, (0, b"start"))
+    convert_disk(raw, tmp_path / "big.vhd")
+    shown = oracle.info(tmp_path / "big.vhd", image_format="vpc")
+    assert shown["virtual-size"] == 2040 * GIB
+    os.truncate(raw, 2040 * GIB + 512)
+    with pytest.raises(InvalidArgumentError, match="make it a VHDX"):
+        convert_disk(raw, tmp_path / "larger.vhd")
+    assert not (tmp_path / "larger.vhd").exists()
+
+
 def test_room_that_was_reserved_and_not_used_is_given_back(tmp_path: Path) -> None:
     every = sparse_file(
         tmp_path / "holes.raw",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -62,7 +63,7 @@ def test_members_are_decoded_by_columns() -> None:
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT], ids=["PAX", "GNU"])
-def test_sizes_that_octal_cannot_hold_are_read(form: int) -> None:
+def test_sizes_that_octal_cannot_hold_are_read(form: Literal[1, 2]) -> None:
     """The data is not there: what counts is where the next file goes, and that more is wanted."""
     size = 9 * GIB + 1
     info = tarfile.TarInfo("large")
