@@ -12,6 +12,7 @@ import warnings
 from typing import Final
 
 from snapshotter.errors import InvalidArgumentError
+from snapshotter.linearmatch import BadRepeatError, LinearPattern, TooLargeError
 
 _POSIX: Final = {
     "alnum": "0-9A-Za-z",
@@ -40,19 +41,21 @@ class _BadRegexpError(Exception):
     """The expression is none in RE2."""
 
 
-def compile_go_regexp(text: str) -> re.Pattern[str] | None:
+def compile_go_regexp(text: str) -> LinearPattern | None:
     r"""The pattern, or None for an expression that is none in Go: it matches nothing.
 
-    Raises InvalidArgumentError for a valid one that Python cannot express (`\p{...}`, `(?U)`):
-    better refused than matched wrongly.
+    Raises InvalidArgumentError for a valid one that cannot be expressed here (`\p{...}`, `(?U)`),
+    or is too large: better refused than matched wrongly.
     """
     try:
         translated = _translate(text)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # "[[" and the like: not in Go
-            return re.compile(translated, re.ASCII)
-    except (_BadRegexpError, re.error, OverflowError, RecursionError):
+            return LinearPattern(re.compile(translated, re.ASCII))
+    except (_BadRegexpError, BadRepeatError, re.error, OverflowError, RecursionError):
         return None
+    except TooLargeError as error:
+        raise InvalidArgumentError(f"regular expression {text!r} is too large") from error
 
 
 def _translate(text: str) -> str:

@@ -117,6 +117,25 @@ def test_regular_expressions_are_gos(pattern: str, text: str, matches: bool) -> 
     assert filters.match(Info("n", labels={"t": text})) is matches
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+b", "(a|a)*!", "(a*)*b", "(.*)(.*)(.*)(.*)(.*)b", "a?" * 40 + "a" * 60, "(a|a)" * 51],
+)
+def test_no_expression_takes_longer_than_the_text_is_long(pattern: str) -> None:
+    # Python's own engine would be at it for years, and nothing else would run in the process.
+    assert not Filters.parse(f"name~=/{pattern}/").match(Info("a" * 50))
+
+
+@pytest.mark.parametrize(("pattern", "matches"), [("(a{10}){10}", True), ("(a{40}){30}", False)])
+def test_repeats_of_repeats_have_gos_bound(pattern: str, matches: bool) -> None:
+    assert Filters.parse(f"name~=/{pattern}/").match(Info("a" * 1200)) is matches
+
+
+def test_an_expression_that_is_too_large_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="too large"):
+        Filters.parse("name~=/" + "[ab]{900}" * 20 + "/")
+
+
 def test_several_filters_mean_any_of_them() -> None:
     filters = Filters.parse("name==base", "kind==active")
     assert filters.match(BASE)
