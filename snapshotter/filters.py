@@ -26,6 +26,7 @@ from typing import Final, Self
 
 from snapshotter.errors import InvalidArgumentError
 from snapshotter.goregexp import compile_go_regexp
+from snapshotter.linearmatch import LinearPattern
 from snapshotter.metastore.model import Info, Kind
 
 
@@ -45,7 +46,7 @@ class Selector:
     path: tuple[str, ...]
     operator: Operator = Operator.PRESENT
     value: str = ""
-    pattern: re.Pattern[str] | None = None
+    pattern: LinearPattern | None = None
 
     @property
     def label(self) -> str:
@@ -64,7 +65,7 @@ class Selector:
             case Operator.NOT_EQUAL:
                 return text != self.value
             case Operator.MATCHES:
-                return self.pattern is not None and self.pattern.search(text) is not None
+                return self.pattern is not None and self.pattern.search(text)
 
     def _field(self, info: Info) -> str | None:
         match self.path[0]:

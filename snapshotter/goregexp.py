@@ -12,6 +12,7 @@ import warnings
 from typing import Final
 
 from snapshotter.errors import InvalidArgumentError
+from snapshotter.linearmatch import BadRepeatError, LinearPattern, TooLargeError
 
 _POSIX: Final = {
     "alnum": "0-9A-Za-z",
@@ -28,10 +29,11 @@ _POSIX: Final = {
     "upper": "A-Z",
     "word": "0-9A-Za-z_",
 }
-_POSIX_CLASS: Final = re.compile(r"\[:(\w+):\]")
+_POSIX_CLASS: Final = re.compile(r"\[:(?P<not>\^?)(?P<name>.*?):\]", re.DOTALL)
 _GROUP: Final = re.compile(r"\(\?(?:P?<([A-Za-z_]\w*)>|([ims]*)(-[ims]+)?([:)]))")
 _KNOWN_ESCAPES: Final = frozenset("dDwWsSbBAafnrtvx")
 _QUANTIFIER: Final = re.compile(r"(?:[*+?]|\{[0-9]+(?:,[0-9]*)?\})\??")
+_ASSERTIONS: Final = frozenset(["^", "$", r"\A", r"\Z", r"\b", r"\B"])
 _MAX_REPEAT: Final = 1000
 _UNGREEDY: Final = re.compile(r"\(\?[imsU-]+[:)]")
 
@@ -40,19 +42,21 @@ class _BadRegexpError(Exception):
     """The expression is none in RE2."""
 
 
-def compile_go_regexp(text: str) -> re.Pattern[str] | None:
+def compile_go_regexp(text: str) -> LinearPattern | None:
     r"""The pattern, or None for an expression that is none in Go: it matches nothing.
 
-    Raises InvalidArgumentError for a valid one that Python cannot express (`\p{...}`, `(?U)`):
-    better refused than matched wrongly.
+    Raises InvalidArgumentError for a valid one that cannot be expressed here (`\p{...}`, `(?U)`),
+    or is too large: better refused than matched wrongly.
     """
     try:
         translated = _translate(text)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # "[[" and the like: not in Go
-            return re.compile(translated, re.ASCII)
-    except (_BadRegexpError, re.error, OverflowError, RecursionError):
+            return LinearPattern(re.compile(translated, re.ASCII))
+    except (_BadRegexpError, BadRepeatError, re.error, OverflowError, RecursionError):
         return None
+    except TooLargeError as error:
+        raise InvalidArgumentError(f"regular expression {text!r} is too large") from error
 
 
 def _translate(text: str) -> str:
@@ -76,6 +80,8 @@ def _translate(text: str) -> str:
             piece, at = "$" if multiline[-1] else r"\Z", at + 1
         elif character in "*+?{":
             piece, at = _quantifier(text, at)
+            if out and out[-1] in _ASSERTIONS:
+                out[-1] = f"(?:{out[-1]})"  # Python repeats groups alone
         else:
             piece, at = character, at + 1
         out.append(piece)
@@ -105,7 +111,7 @@ def _group(text: str, at: int, multiline: list[bool]) -> tuple[str, int]:
     name, on, off, end = match.groups()
     if name is not None:
         multiline.append(multiline[-1])
-        return f"(?P<{name}>", match.end()
+        return "(", match.end()  # Go lets two groups have one name
     inner = "m" in on or (multiline[-1] and "m" not in (off or ""))
     if end == ":":
         multiline.append(inner)
@@ -130,11 +136,13 @@ def _class(text: str, at: int) -> tuple[str, int]:
             raise _BadRegexpError
         posix = _POSIX_CLASS.match(text, at)
         if posix is not None:
-            if posix.group(1) not in _POSIX:
+            if posix["name"] not in _POSIX:
                 raise _BadRegexpError
-            piece, at = _POSIX[posix.group(1)], posix.end()
-        elif text.startswith("[:^", at):
-            raise InvalidArgumentError(f"regular expression {text!r}: [:^...:] is not supported")
+            if posix["not"]:
+                raise InvalidArgumentError(
+                    f"regular expression {text!r}: {posix[0]} is not supported"
+                )
+            piece, at = _POSIX[posix["name"]], posix.end()
         elif text[at] == "\\":
             piece, at = _escape(text, at, in_class=True)
         else:
@@ -169,6 +177,6 @@ def _escape(text: str, at: int, *, in_class: bool) -> tuple[str, int]:
         return re.escape(chr(int(digits, 8))), at + 1 + len(digits)
     if character in _KNOWN_ESCAPES and not (in_class and character in "bBA"):
         return text[at : at + 2], at + 2
-    if character.isascii() and not character.isalnum() and character != "_":
+    if character.isascii() and not character.isalnum():
         return "\\" + character, at + 2
     raise _BadRegexpError

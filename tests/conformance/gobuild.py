@@ -18,7 +18,12 @@ _SOURCES = Path(__file__).parent / "go"
 _TARGETS = Path(__file__).parents[2] / "build" / "conformance"
 _GOPATH = Path("/usr/share/gocode")
 _PACKAGES = "golang-go golang-github-containerd-containerd-dev"
-_PROGRAMS = {"suite": ("test", "-c"), "peer": ("build",), "load": ("build",)}
+_PROGRAMS = {
+    "suite": ("test", "-c"),
+    "peer": ("build",),
+    "load": ("build",),
+    "filters": ("build",),
+}
 _DEADLINE_S = 600
 
 
@@ -28,11 +33,12 @@ class CannotBuildError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GoPrograms:
-    """The built programs: containerd's test suite, its snapshotters as a service, a load."""
+    """The built programs: containerd's suite, its snapshotters served, a load, its filters."""
 
     suite: Path
     peer: Path
     load: Path
+    filters: Path
 
 
 def go_programs(*, build: bool = True) -> GoPrograms:

@@ -1,7 +1,7 @@
 """Filters in Python and in SQL, and Go's grammar.
 
-The grammar was compared with containerd's own parser on 100,000 random expressions; what is here
-keeps those findings.
+tests/conformance/test_go_filters.py compares them with containerd's own; what is here keeps the
+findings.
 """
 
 from __future__ import annotations
@@ -110,11 +110,37 @@ def test_an_expression_that_cannot_be_matched_faithfully_is_refused(text: str) -
         (r"\x{41}", "A", True),
         ("a{1001}", "a" * 1001, False),
         ("(?i:A)b", "ab", True),
+        ("^*a", "a", True),
+        (r"\b{2}a", "a", True),
+        (r"\B", "", True),
+        ("(?P<n>a)(?P<n>b)", "ab", True),
+        (r"\_", "_", True),
+        ("[[:al a:]]", "a", False),
+        ("[[:alpha]", ":", True),
     ],
 )
 def test_regular_expressions_are_gos(pattern: str, text: str, matches: bool) -> None:
     filters = Filters.parse(f'labels.t~="{pattern}"'.replace("\\", "\\\\"))
     assert filters.match(Info("n", labels={"t": text})) is matches
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["(a+)+b", "(a|a)*!", "(a*)*b", "(.*)(.*)(.*)(.*)(.*)b", "a?" * 40 + "a" * 60, "(a|a)" * 51],
+)
+def test_no_expression_takes_longer_than_the_text_is_long(pattern: str) -> None:
+    # Python's own engine would be at it for years, and nothing else would run in the process.
+    assert not Filters.parse(f"name~=/{pattern}/").match(Info("a" * 50))
+
+
+@pytest.mark.parametrize(("pattern", "matches"), [("(a{10}){10}", True), ("(a{40}){30}", False)])
+def test_repeats_of_repeats_have_gos_bound(pattern: str, matches: bool) -> None:
+    assert Filters.parse(f"name~=/{pattern}/").match(Info("a" * 1200)) is matches
+
+
+def test_an_expression_that_is_too_large_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="too large"):
+        Filters.parse("name~=/" + "[ab]{900}" * 20 + "/")
 
 
 def test_several_filters_mean_any_of_them() -> None:
