@@ -64,7 +64,7 @@ def go_json(paths: Sequence[str]) -> str:
     """
     if not paths:
         return "null"
-    text = _encode(list(paths))
+    text = f"[{','.join(map(_encode, paths))}]"
     if _PLAIN.fullmatch(text):
         return text
     return _LONE_SURROGATE.sub(r"\\ufffd", text.translate(_GO_ESCAPES))

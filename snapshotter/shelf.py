@@ -21,6 +21,7 @@ lock file is held for as long as its process has the store open.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import re
@@ -41,6 +42,10 @@ _log = logging.getLogger(__name__)
 _NUMBER: Final = re.compile("[1-9][0-9]*")
 _NEW: Final = re.compile("new-([0-9a-f]+)-[0-9]+")
 _LOCK: Final = re.compile(r"([0-9a-f]+)\.lock")
+
+
+_ENTRIES: Final = 1024
+"""Paths that are kept: making one costs as much as a system call, and each is asked for often."""
 
 
 class Owner:
@@ -138,6 +143,7 @@ class Shelf:
         self._owner = owner
         self._platform = platform
         self._durable = durable
+        self._entries = functools.lru_cache(maxsize=_ENTRIES)(self._entry)
 
     def create(self) -> None:
         """Make the directory where it is missing."""
@@ -151,7 +157,7 @@ class Shelf:
 
     def entry(self, number: int) -> Path:
         """Where the entry of that number is."""
-        return self.path / str(number)
+        return self._entries(number)
 
     def stage(self) -> Path:
         """A new empty directory to be filled and published."""
@@ -251,6 +257,9 @@ class Shelf:
         except OSError as error:
             raise _refused("list", self.path, error) from error
         return frozenset(int(name) for name in names if _NUMBER.fullmatch(name))
+
+    def _entry(self, number: int) -> Path:
+        return self.path / str(number)
 
     def _not_published(self, entry: Path, error: OSError) -> SnapshotterError:
         if self._platform.may_pass(error):

@@ -38,16 +38,22 @@ class Ticket(Generic[Work]):
     def __init__(self, work: Work | None) -> None:
         self.work = work
         self.standing = Standing.WAITING
+        self._wake: threading.Lock | None = None
+
+    def queue(self) -> None:
+        """Make it one that can be woken; before others know of it."""
         # A lock that is held: half the cost of an Event, which takes two of them to wake one.
         self._wake = threading.Lock()
         self._wake.acquire()
 
     def wake(self) -> None:
-        """Let its thread go on; once."""
+        """Let its thread go on; once, after `queue`."""
+        assert self._wake is not None, "only tickets in the queue are woken"
         self._wake.release()
 
     def wait(self, timeout_s: float = -1) -> bool:
         """Whether it was woken within the time."""
+        assert self._wake is not None, "only tickets in the queue wait"
         return self._wake.acquire(timeout=timeout_s)
 
 
@@ -74,6 +80,7 @@ class Turns(Generic[Work]):
                 self._busy = True
                 ticket.standing = Standing.LEADS
                 return Standing.LEADS
+            ticket.queue()
             self._waiting.append(ticket)
         try:
             if not ticket.wait(timeout_s) and self._standing_after_leaving(ticket) in (

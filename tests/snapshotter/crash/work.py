@@ -39,6 +39,7 @@ def work(root: Path, log: Path, name: str, platform: Platform, *, threads: int) 
         ]
         for worker in workers:
             worker.start()
+        store.warm()  # in the middle of their work, as a server does
         for worker in workers:
             worker.join()
 
