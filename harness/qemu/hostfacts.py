@@ -33,8 +33,6 @@ class HostFacts:
     """QEMU has pvh.bin, which it needs to boot an ELF vmlinux."""
     sandbox: bool = True
     """QEMU and the kernel have seccomp."""
-    translated_mib: int | None = None
-    """How much translated code an emulating QEMU keeps, in MiB; None: as much as it makes."""
 
 
 def find_qemu(program: str = QEMU_PROGRAM) -> str:

@@ -11,7 +11,6 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -44,16 +43,9 @@ class QemuComputeService:
         accelerator: AcceleratorChoice = "auto",
         program: str = QEMU_PROGRAM,
         templates: TemplatePolicy | None = None,
-        translated_mib: int | None = None,
     ) -> None:
-        """With `templates`, systems start as copies of a saved machine where that can be.
-
-        `translated_mib` bounds the translated code that an emulated system keeps: 8 suit many
-        systems that do little, for which that code is nearly half of their memory. Beyond the
-        bound QEMU drops all of it and translates anew what still runs.
-        """
+        """With `templates`, systems start as copies of a saved machine where that can be."""
         self._templates = templates
-        self._translated_mib = translated_mib
         self._maker: MachineMaker | None = None
         self._accelerator: AcceleratorChoice = accelerator
         self._program = program
@@ -83,8 +75,7 @@ class QemuComputeService:
         """
         with self._opening:
             if self._facts is None:
-                facts = read_host_facts(program=self._program, accelerator=self._accelerator)
-                self._facts = replace(facts, translated_mib=self._translated_mib)
+                self._facts = read_host_facts(program=self._program, accelerator=self._accelerator)
             return self._facts
 
     def prepare(self) -> None:

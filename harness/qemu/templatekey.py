@@ -24,9 +24,8 @@ from harness.qemu.translate import Descriptors, plan_launch
 
 SCHEMA: Final = "lcowlab.template/1"
 _NOBODY: Final = Descriptors(0, 0, 0, 0)
-# The TSC's frequency is measured anew by each process, and a few kHz off each time. How much
-# translated code QEMU keeps is no part of the machine.
-_ANY_VALUE: Final = re.compile(r" ?tsc_early_khz=\d+|,tb-size=\d+")
+# Measured anew by each process, and a few kHz off each time.
+_TSC_OPTION: Final = re.compile(r" ?tsc_early_khz=\d+")
 _CPU_FIELDS: Final = ("model name", "stepping", "microcode", "flags")
 
 
@@ -35,7 +34,7 @@ def template_facts(
 ) -> Mapping[str, Any]:
     """Return what the template of a document depends on. Raises as `plan_launch`, and OSError."""
     plan = plan_launch(document, host, _NOBODY, system_id="", runtime_id="", kernel=kernel)
-    arguments = [_ANY_VALUE.sub("", argument) for argument in plan.argv]
+    arguments = [_TSC_OPTION.sub("", argument) for argument in plan.argv]
     return {
         "schema": SCHEMA,
         "memory": str(memory),

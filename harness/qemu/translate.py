@@ -170,10 +170,7 @@ def plan_launch(
         ]
         machine_options += ",memory-backend=memory"
     argv += ["-M", machine_options]
-    accelerator = str(host.accelerator)
-    if emulated and host.translated_mib is not None:
-        accelerator += f",tb-size={host.translated_mib}"
-    argv += ["-accel", accelerator, "-cpu", _EMULATED_CPU if emulated else "host"]
+    argv += ["-accel", str(host.accelerator), "-cpu", _EMULATED_CPU if emulated else "host"]
     argv += ["-m", str(memory_mb), "-smp", str(processors)]
     argv += ["-kernel", kernel or boot.kernel_file_path]
     if boot.init_rd_path:

@@ -86,13 +86,6 @@ def test_emulation_gets_its_kernel_options_and_kvm_its_own() -> None:
     assert values_of(virtual.argv, "-cpu") == ["host"]
 
 
-def test_a_bound_on_translated_code_is_for_emulation_alone() -> None:
-    for host, expected in ((TCG, "tcg,tb-size=8"), (KVM, "kvm")):
-        bounded = dataclasses.replace(host, translated_mib=8)
-        assert values_of(plan(document(), bounded).argv, "-accel") == [expected]
-    assert values_of(plan(document()).argv, "-accel") == ["tcg"]
-
-
 def test_options_are_added_before_the_arguments_of_init() -> None:
     assert append_options("quiet -- -e 1 sh", ("a=1",)) == "quiet a=1 -- -e 1 sh"
     assert append_options("", ("a=1",)) == "a=1"
