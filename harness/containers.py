@@ -201,6 +201,13 @@ class ContainerRootfs:
         self.scratch = None
         self._layers.clear()
 
+    def forget(self) -> None:
+        """Note that the machine is gone, and everything with it."""
+        self.combined = None
+        self.leftover = ""
+        self.scratch = None
+        self._layers.clear()
+
 
 class Container:
     """A container in a utility VM; a context manager that releases it."""
@@ -322,7 +329,8 @@ class Container:
     def release(self) -> None:
         """Stop the container and give everything back; may be called again after a failure.
 
-        Every step is attempted; the first error is raised at the end.
+        Every step is attempted; the first error is raised at the end. In a machine that is gone
+        everything counts as released.
         """
         errors: list[HarnessError] = []
 
@@ -337,8 +345,15 @@ class Container:
         if self._root.combined is None:
             attempt(self._delete_state)
             attempt(self._root.release_disks)
-        if errors:
+        if errors and self._vm.running:
             raise errors[0]
+        if errors:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.init = None
+        self._created = False
+        self._root.forget()
 
     def _stop_quietly(self) -> None:
         if self.init is not None:

@@ -128,3 +128,13 @@ def test_sharers_whose_way_back_fails_are_finished_on_request() -> None:
             assert attached(vm) == {}
             with Container.start(vm, "pod", mounts=mounts["pod"], config=INIT) as pod:
                 assert pod.run(["/bin/ls", "/"]).exit_code == 0
+
+
+def test_what_ran_in_a_machine_that_is_gone_counts_as_released(lab: Lab) -> None:
+    mounts = prepare(lab)
+    with lab.boot_uvm() as vm:
+        held = Container.start(vm, "pod", mounts=mounts["pod"], config=INIT)
+        vm.kill()
+        held.release()
+        held.release()
+        assert (held.rootfs, held.scratch, held.scratch_directory) == ("", None, "")
