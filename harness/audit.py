@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from harness.errors import HarnessError
+from harness.uvm import UtilityVm
 from snapshotter import Snapshotter
 
 _SETTLE_S: Final = 2.0  # how long threads may take to close what they held
@@ -61,6 +63,26 @@ def mounts_below(directory: Path) -> list[str]:
     # proc(5): blanks and backslashes in a path are written as octal numbers.
     targets = (_OCTAL.sub(lambda code: chr(int(code[1], 8)), line.split(" ")[1]) for line in lines)
     return [target for target in targets if target.startswith(f"{directory}/")]
+
+
+def guest_mounts(vm: UtilityVm) -> list[str]:
+    """Return where the guest's kernel has something mounted that came from the host."""
+    table = vm.processes.start(["/bin/cat", "/proc/self/mountinfo"]).wait().text.splitlines()
+    points = [line.split()[4] for line in table]
+    return [point for point in points if point.startswith(("/run/gcs/", "/run/mounts/"))]
+
+
+def held_in(vm: UtilityVm) -> list[str]:
+    """Return the disks and mounts in a machine that runs: who holds what, and the kernel's view."""
+    disks = vm.scsi.snapshot().attachments
+    found = [
+        f"disk {each.path} in {vm.system_id} at {each.slot}, held by "
+        f"{', '.join(each.holders) or 'nobody'}"
+        for each in disks
+    ]
+    with contextlib.suppress(HarnessError):  # a guest that cannot be asked has ended, or will
+        found += [f"guest mount {point} in {vm.system_id}" for point in guest_mounts(vm)]
+    return found
 
 
 def store_leftovers(snapshotter: Snapshotter, root: Path, layers: Collection[str]) -> list[str]:

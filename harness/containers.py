@@ -8,7 +8,8 @@
              scratch/<container> while the scratch is still mounted) ─> scratch ─> layers
 
 A failure on the way up undoes what was done. `release` attempts every step, keeps what failed,
-raises the first error, and may be called again.
+raises the first error, and may be called again. Where the way back of a start fails too, the
+machine keeps it: the next start, or `UtilityVm.reclaim`, finishes it.
 """
 
 from __future__ import annotations
@@ -200,6 +201,13 @@ class ContainerRootfs:
         self.scratch = None
         self._layers.clear()
 
+    def forget(self) -> None:
+        """Note that the machine is gone, and everything with it."""
+        self.combined = None
+        self.leftover = ""
+        self.scratch = None
+        self._layers.clear()
+
 
 class Container:
     """A container in a utility VM; a context manager that releases it."""
@@ -223,13 +231,14 @@ class Container:
         timeout_s: float = 60.0,
         protection: DiskProtection = UNPROTECTED,
     ) -> Self:
-        """Attach, mount, combine and start; on failure everything is undone.
+        """Attach, mount, combine and start; on failure everything is undone, now or later.
 
         `pod_id` says whose scratch directory this container's lies in (its own by default); the
         disk itself is shared by being the same file, with the same `protection`. Raises UsageError,
         DiskError, GuestError, BridgeClosedError, or what the compute service raises.
         """
         container = cls(vm, container_id)
+        vm.unfinished.finish()  # what still fails stays kept, and says so when it is in the way
         try:
             container._root.build(
                 disks_of(mounts),
@@ -238,9 +247,12 @@ class Container:
                 protection=protection,
             )
             container._create(config, timeout_s=timeout_s)
-        except BaseException:
-            with contextlib.suppress(HarnessError):
+        except BaseException as error:
+            try:
                 container.release()
+            except HarnessError as failure:
+                error.add_note(f"and on the way back: {failure}")
+                vm.unfinished.keep(container.release)
             raise
         return container
 
@@ -317,7 +329,8 @@ class Container:
     def release(self) -> None:
         """Stop the container and give everything back; may be called again after a failure.
 
-        Every step is attempted; the first error is raised at the end.
+        Every step is attempted; the first error is raised at the end. In a machine that is gone
+        everything counts as released.
         """
         errors: list[HarnessError] = []
 
@@ -332,8 +345,15 @@ class Container:
         if self._root.combined is None:
             attempt(self._delete_state)
             attempt(self._root.release_disks)
-        if errors:
+        if errors and self._vm.running:
             raise errors[0]
+        if errors:
+            self._forget()
+
+    def _forget(self) -> None:
+        self.init = None
+        self._created = False
+        self._root.forget()
 
     def _stop_quietly(self) -> None:
         if self.init is not None:

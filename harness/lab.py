@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, Self
 
-from harness.audit import Baseline, mounts_below, store_leftovers
+from harness.audit import Baseline, held_in, mounts_below, store_leftovers
 from harness.bootfiles import BootImages
 from harness.cachedir import LABS, TEMPLATES, cache_directory
 from harness.capabilities import Capability, missing
@@ -373,7 +373,7 @@ class Lab:
     def audit(self) -> tuple[str, ...]:
         """Return what is still there beside the imported image layers; empty when clean.
 
-        Looks at systems of this lab's service with their disks, at processes below this process,
+        Looks at systems of this lab's service, at disks and mounts in them, at processes below it,
         at the sockets, memory files and disk files it holds open, at mounts, and at the rows and
         directories of the store. What other labs of other processes have is not looked at.
         """
@@ -383,6 +383,7 @@ class Lab:
             f"{len(system.disks)} disks"
             for system in self._real_service.enumerate()
         ]
+        found += [held for vm in self._vms if vm.running for held in held_in(vm)]
         found += self._baseline.added()
         found += store_leftovers(self.snapshotter, self.directory / "snapshotter", layers)
         found += [f"mount {target}" for target in mounts_below(self.directory)]

@@ -30,8 +30,8 @@ def start_sharers(
 ) -> dict[str, Container]:
     """Return the containers, by id, that run on the mounts of that name.
 
-    If one does not start, none is left: raises the error of the first that did not, with notes of
-    what else failed.
+    If one does not start, none is left, save what `UtilityVm.reclaim` finishes: raises the error of
+    the first that did not, with notes of what else failed.
     """
     outcomes = _at_once(
         {
@@ -50,8 +50,10 @@ def start_sharers(
     errors = _errors(outcomes)
     started = {name: done.result() for name, done in outcomes.items() if not done.exception()}
     if errors:
-        errors += _errors(_at_once({name: held.release for name, held in started.items()}))
-        _raise(errors)
+        undone = _errors(_at_once({name: held.release for name, held in started.items()}))
+        for name, _ in undone:
+            vm.unfinished.keep(started[name].release)
+        _raise(errors + undone)
     return started
 
 

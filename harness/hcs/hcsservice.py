@@ -59,7 +59,7 @@ class HcsComputeService:
         with self._systems.creating(system_id):
             system = HcsSystem(self._host, system_id, document)
             system.create()
-            self._systems.add(system_id, system)
+            self._systems.add(system_id, system, close=HcsSystem.close)
             with self._lock:
                 self._was_ours.discard(system_id)
         return system.properties()

@@ -83,10 +83,14 @@ class SystemTable(Generic[_S]):
             with self._lock:
                 self._creating.discard(system_id)
 
-    def add(self, system_id: str, system: _S) -> None:
-        """Note a system that was made."""
+    def add(self, system_id: str, system: _S, *, close: Callable[[_S], None]) -> None:
+        """Note a system that was made. Closes it, and raises UsageError, once the table is."""
         with self._lock:
-            self._systems[system_id] = system
+            if not self._closed:
+                self._systems[system_id] = system
+                return
+        close(system)
+        raise UsageError("the compute service was closed meanwhile")
 
     def find(self, system_id: str) -> _S:
         """Return a system. Raises SystemNotFoundError."""

@@ -201,7 +201,7 @@ class ModelComputeService:
             except BaseException:
                 self._close(system)
                 raise
-            self._systems.add(system_id, system)
+            self._systems.add(system_id, system, close=self._close)
         return system.properties()
 
     def start(self, system_id: str, *, timeout_s: float = 60.0) -> None:

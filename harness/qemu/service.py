@@ -104,7 +104,7 @@ class QemuComputeService:
             except BaseException:
                 shutil.rmtree(own, ignore_errors=True)
                 raise
-            self._systems.add(system_id, (system, events))
+            self._systems.add(system_id, (system, events), close=self._close)
         return system.properties()
 
     def prepare_template(self, document: ComputeSystem) -> TemplateReport:

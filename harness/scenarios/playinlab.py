@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from harness.audit import guest_mounts
 from harness.containers import disks_of
 from harness.lab import Lab
 from harness.scenarios.play import PodPlay
-from harness.scenarios.pods import guest_mounts
 from harness.scenarios.scenario import ScenarioContext
 from harness.scenarios.stage import PlaySetting
 from harness.uvm import UtilityVm

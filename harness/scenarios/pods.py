@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from harness.audit import guest_mounts
 from harness.containers import Container, ContainerConfig, disks_of
 from harness.processes import Completed
 from harness.protection import UNPROTECTED
@@ -137,13 +138,6 @@ def close_clean(context: ScenarioContext, vm: UtilityVm) -> None:
     luns = sorted(int(name.rpartition(":")[2]) for name in devices)
     context.check_equal("LUNs the guest still has", luns, sorted(lun for _, lun in own))
     vm.close()
-
-
-def guest_mounts(vm: UtilityVm) -> list[str]:
-    """Return where the guest's kernel has something mounted that came from the host."""
-    table = vm.processes.start(["/bin/cat", "/proc/self/mountinfo"]).wait().text.splitlines()
-    points = [line.split()[4] for line in table]
-    return [point for point in points if point.startswith(("/run/gcs/", "/run/mounts/"))]
 
 
 def directories_of(context: ScenarioContext, scratch: Path) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 
+from harness.audit import guest_mounts
 from harness.errors import GuestError, HarnessError
 from harness.scenarios.pods import (
     Pod,
     attachments_of,
     directories_of,
     free_kib,
-    guest_mounts,
     pod_in_vm,
 )
 from harness.scenarios.scenario import Scenario, ScenarioContext

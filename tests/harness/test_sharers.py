@@ -82,3 +82,59 @@ def test_a_release_that_failed_can_be_repeated_and_holds_up_no_other() -> None:
                 release_sharers(together)
             release_sharers(together)
             assert attached(vm) == {}
+
+
+BUSY = "1*error(0x80004005)"
+
+
+def test_a_start_whose_way_back_fails_too_is_finished_by_the_next_one() -> None:
+    faults = {"guest.create": BUSY, "guest.remove-combined-layers": BUSY}
+    with Lab.open(LabConfig(backend="model", faults=faults)) as lab:
+        mounts = prepare(lab)
+        with lab.boot_uvm() as vm:
+            with pytest.raises(GuestError, match=r"guest\.create") as failed:
+                Container.start(vm, "pod", mounts=mounts["pod"], config=INIT)
+            assert any("on the way back" in note for note in failed.value.__notes__)
+            assert set(attached(vm).values()) == {1}, "its root is still mounted on them"
+            again = Container.start(vm, "pod", mounts=mounts["pod"], config=INIT)
+            assert set(attached(vm).values()) == {1}
+            again.release()
+            assert attached(vm) == {}
+
+
+def test_what_a_failed_way_back_left_is_finished_on_request() -> None:
+    faults = {"guest.create": BUSY, "guest.remove-combined-layers": f"{BUSY}->{BUSY}"}
+    with Lab.open(LabConfig(backend="model", faults=faults)) as lab:
+        mounts = prepare(lab)
+        with lab.boot_uvm() as vm:
+            with pytest.raises(GuestError):
+                Container.start(vm, "pod", mounts=mounts["pod"], config=INIT)
+            with pytest.raises(GuestError, match="remove-combined-layers"):
+                vm.reclaim()
+            assert attached(vm) != {}
+            vm.reclaim()
+            assert attached(vm) == {}
+            vm.reclaim()
+
+
+def test_sharers_whose_way_back_fails_are_finished_on_request() -> None:
+    faults = {"guest.create": f"2*ok->{BUSY}", "guest.delete-container-state": BUSY}
+    with Lab.open(LabConfig(backend="model", faults=faults)) as lab:
+        mounts = prepare(lab)
+        with lab.boot_uvm() as vm:
+            with pytest.raises(GuestError, match=r"guest\.create"):
+                start_sharers(vm, mounts, config=INIT, pod_id="pod")
+            vm.reclaim()
+            assert attached(vm) == {}
+            with Container.start(vm, "pod", mounts=mounts["pod"], config=INIT) as pod:
+                assert pod.run(["/bin/ls", "/"]).exit_code == 0
+
+
+def test_what_ran_in_a_machine_that_is_gone_counts_as_released(lab: Lab) -> None:
+    mounts = prepare(lab)
+    with lab.boot_uvm() as vm:
+        held = Container.start(vm, "pod", mounts=mounts["pod"], config=INIT)
+        vm.kill()
+        held.release()
+        held.release()
+        assert (held.rootfs, held.scratch, held.scratch_directory) == ("", None, "")

@@ -369,6 +369,13 @@ def test_states_are_kept(service: QemuComputeService, idle: ComputeSystem) -> No
         assert caught.value.hresult == 0x80370105
 
 
+def test_qemu_runs_in_its_sandbox(service: QemuComputeService, idle: ComputeSystem) -> None:
+    if not service.host_facts().sandbox:
+        pytest.skip("this kernel or this QEMU has no seccomp")
+    pid = service.create("s", idle).details["pid"]
+    assert "\nSeccomp:\t2\n" in Path(f"/proc/{pid}/status").read_text()
+
+
 def test_properties_tell_what_runs(service: QemuComputeService, idle: ComputeSystem) -> None:
     details = service.create("s", idle).details
     assert details["accelerator"] == "tcg"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -423,6 +424,24 @@ def test_a_closed_service_makes_nothing(host: WindowsHost, document: ComputeSyst
     service.close_all()
     with pytest.raises(UsageError):
         service.create("s", document)
+
+
+def test_what_is_made_while_the_service_closes_is_closed_too(
+    host: WindowsHost, document: ComputeSystem, library: StandInHcs
+) -> None:
+    service = HcsComputeService(host)
+    held = threading.Event()
+    library.operations.meet("HcsCreateComputeSystem", Trouble(wait=held))
+    with ThreadPoolExecutor() as pool:
+        making = pool.submit(service.create, "s", document)
+        while "HcsCreateComputeSystem" not in library.calls:
+            threading.Event().wait(0.005)
+        service.close_all()
+        held.set()
+        with pytest.raises(UsageError, match="closed meanwhile"):
+            making.result(10)
+    assert library.systems == {}
+    assert library.leaks() == []
 
 
 def test_machines_that_come_change_and_go_at_once_leave_nothing(

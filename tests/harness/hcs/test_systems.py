@@ -46,6 +46,21 @@ def test_who_waits_for_a_forgotten_system_is_told() -> None:
         log.read(after=0, timeout_s=0)
 
 
+def refuse(system: object) -> None:
+    raise AssertionError(f"{system} was to be kept")
+
+
+def test_a_system_that_is_made_while_the_table_closes_is_closed_too() -> None:
+    table: SystemTable[str] = SystemTable()
+    closed: list[str] = []
+    with table.creating("s"):
+        assert table.close(refuse) == []
+        with pytest.raises(UsageError, match="closed meanwhile"):
+            table.add("s", "made", close=closed.append)
+    assert closed == ["made"]
+    assert table.all() == []
+
+
 def test_an_id_is_in_use_from_the_beginning_of_its_creation() -> None:
     table: SystemTable[object] = SystemTable()
     with table.creating("s"):
@@ -59,7 +74,7 @@ def test_an_id_is_in_use_from_the_beginning_of_its_creation() -> None:
     with pytest.raises(RuntimeError), table.creating("s"):
         raise RuntimeError
     with table.creating("s"):
-        table.add("s", made := object())
+        table.add("s", made := object(), close=refuse)
     assert table.find("s") is made
     with pytest.raises(ComputeServiceError), table.creating("s"):
         pass
@@ -72,7 +87,7 @@ def test_a_closed_table_takes_no_system_and_closes_every_one_there_is() -> None:
     table: SystemTable[str] = SystemTable()
     for name in ("a", "b", "c"):
         with table.creating(name):
-            table.add(name, name)
+            table.add(name, name, close=refuse)
 
     def close(name: str) -> None:
         if name == "b":
@@ -95,7 +110,7 @@ def test_of_many_that_want_an_id_one_has_it() -> None:
         together.wait(10)
         try:
             with table.creating("s"):
-                table.add("s", number)
+                table.add("s", number, close=refuse)
         except ComputeServiceError:
             return False
         return True

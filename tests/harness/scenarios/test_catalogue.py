@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,9 @@ from harness.scenarios.catalogue import CATALOGUE
 from harness.scenarios.parallel import run_parallel
 from harness.scenarios.runner import run_scenarios
 from harness.scenarios.scenario import Scenario, ScenarioContext
+from harness.scsi import MountConfig
+from snapshotter.scratch.template import ScratchTemplate
+from snapshotter.units import GIB
 
 QUICK = [scenario for scenario in CATALOGUE if "slow" not in scenario.tags]
 MODEL = LabConfig(backend="model")
@@ -59,7 +63,10 @@ def test_what_a_body_leaves_is_named_and_attributed_to_it(model_lab: Lab) -> Non
     def leave_everything(context: ScenarioContext) -> None:
         image = context.lab.demo_image()
         context.lab.snapshotter.prepare("forgotten", image.top)
-        context.lab.boot_uvm()
+        vm = context.lab.boot_uvm()
+        disk = context.lab.directory / "left.vhdx"
+        ScratchTemplate.build(GIB).write(disk)
+        vm.scsi.acquire(disk, holder="careless", mount=MountConfig(), guest_path="/run/mounts/x")
 
     result = run_scenarios(model_lab, [scenario_of(leave_everything)])
     (only,) = result.scenarios
@@ -68,6 +75,8 @@ def test_what_a_body_leaves_is_named_and_attributed_to_it(model_lab: Lab) -> Non
     assert "own: compute system" in leaks
     assert f"of lcowlab:{model_lab.run}:own" in leaks
     assert "own: snapshot forgotten" in leaks
+    assert re.search(r"own: disk .*left\.vhdx in .* at controller 0 LUN 0, held by careless", leaks)
+    assert "own: guest mount /run/mounts/x in " in leaks
     assert "more sockets open" in leaks
     assert model_lab.audit() == (), "the runner takes it down afterwards"
 
