@@ -132,7 +132,7 @@ class RemoteRun:
             yield
         except BaseException as error:
             if self._hold.held:
-                self._give_back(f"{PURPOSE} broke off: {error or type(error).__name__}")
+                self._give_back(f"{PURPOSE} broke off: {str(error) or type(error).__name__}")
             raise
 
     def _running_elsewhere(self) -> CurrentRun | None:
@@ -212,7 +212,7 @@ class RemoteRun:
         if current.token != self._hold.token:
             self._wait_for_the_end(current)
             return None
-        if RunRequest.parse(current.request) == self._request:
+        if current.request == self._request.document():
             self._progress(f"{current.name} is watched on")
             self._runs.hand_over(current.id, deadline=Deadline.after(_CALL_S))
             return current.id
