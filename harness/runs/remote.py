@@ -111,11 +111,18 @@ class RemoteRun:
             tally = Tally(self._request)
             watched = self._follow(run, boot, tally)
             hosted = self._concluded(watched, tally)
-            self._runs.collected(run, deadline=Deadline.after(_CALL_S))
+            self._note_collected(run)
             self._give_back("; ".join(hosted.result.leaks))
         for listener in self._listeners:
             listener.run_finished(hosted.result)
         return hosted
+
+    def _note_collected(self, run: str) -> None:
+        """Tell the host that the result is here; it counts where that fails, too."""
+        try:
+            self._runs.collected(run, deadline=Deadline.after(_CALL_S))
+        except RemoteError as error:
+            self._progress(f"the host does not know that its result is here: {error}")
 
     @contextmanager
     def _held(self) -> Iterator[None]:
