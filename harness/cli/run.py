@@ -14,7 +14,7 @@ from rich.console import Console
 
 from harness.cli.exit_codes import ExitCode, exit_code_of
 from harness.cli.options import InventoryOption, JsonOption, PythonOption
-from harness.cli.runhost import run_on_host
+from harness.cli.runhost import HostOptions, run_on_hosts
 from harness.errors import UsageError
 from harness.exportedimage import VARIABLE
 from harness.faults import FaultPlan
@@ -79,6 +79,10 @@ def run(
     host: Annotated[
         str, typer.Option(metavar="NAME", help="Run on this host of the inventory, as its agent.")
     ] = "",
+    hosts: Annotated[
+        str,
+        typer.Option(metavar="EXPR", help="The same on several, side by side: names, tags, and."),
+    ] = "",
     inventory: InventoryOption = None,
     bundle: Annotated[
         Path | None,
@@ -112,22 +116,14 @@ def run(
         keep=keep,
     )
     check_request(request)
-    if not host and (inventory or bundle or python):
-        raise UsageError("--inventory, --bundle and --python are for a run on a host: --host NAME")
+    there = HostOptions(host, hosts, inventory, bundle, python)
+    remote = there.given
     view = LiveView(console)
     try:
-        if host:
+        if remote:
             if image is not None and os.environ.get(VARIABLE) != str(image):
                 raise UsageError("--image is for this machine: a host has its own (bundle push)")
-            result, kept = run_on_host(
-                host,
-                request,
-                inventory=inventory,
-                bundle=bundle,
-                python=python,
-                view=view,
-                console=console,
-            )
+            result, kept = run_on_hosts(there, request, view=view, console=console)
         else:
             played = play(
                 request,

@@ -68,7 +68,8 @@ def serve(root: str, run: str, *, token: int, agent: int) -> None:
 
 def _play(request: RunRequest, base: Path, writer: EventWriter) -> Played:
     pushed = base / "bundle" / "image"
-    config = request.lab(image=pushed if pushed.exists() else None, root=base / "lab")
+    image = pushed if (pushed / "image.json").exists() else None
+    config = request.lab(image=image, root=base / "lab")
     if not request.scenarios:
         return Played(sweep(config, progress=writer.progress))
     return play(request, config, listeners=[writer], progress=writer.progress)

@@ -111,11 +111,18 @@ class RemoteRun:
             tally = Tally(self._request)
             watched = self._follow(run, boot, tally)
             hosted = self._concluded(watched, tally)
-            self._runs.collected(run, deadline=Deadline.after(_CALL_S))
+            self._note_collected(run)
             self._give_back("; ".join(hosted.result.leaks))
         for listener in self._listeners:
             listener.run_finished(hosted.result)
         return hosted
+
+    def _note_collected(self, run: str) -> None:
+        """Tell the host that the result is here; it counts where that fails, too."""
+        try:
+            self._runs.collected(run, deadline=Deadline.after(_CALL_S))
+        except RemoteError as error:
+            self._progress(f"the host does not know that its result is here: {error}")
 
     @contextmanager
     def _held(self) -> Iterator[None]:
@@ -132,7 +139,7 @@ class RemoteRun:
             yield
         except BaseException as error:
             if self._hold.held:
-                self._give_back(f"{PURPOSE} broke off: {error or type(error).__name__}")
+                self._give_back(f"{PURPOSE} broke off: {str(error) or type(error).__name__}")
             raise
 
     def _running_elsewhere(self) -> CurrentRun | None:
@@ -212,7 +219,7 @@ class RemoteRun:
         if current.token != self._hold.token:
             self._wait_for_the_end(current)
             return None
-        if RunRequest.parse(current.request) == self._request:
+        if current.request == self._request.document():
             self._progress(f"{current.name} is watched on")
             self._runs.hand_over(current.id, deadline=Deadline.after(_CALL_S))
             return current.id

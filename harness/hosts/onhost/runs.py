@@ -48,7 +48,7 @@ def _begin(runs: pathlib.Path, agent: pathlib.Path, parameters: dict[str, Any]) 
         {name: parameters[name] for name in ("id", "token", "owner", "began")},
     )
     ended = [each for each in runs.iterdir() if each.is_dir() and each != folder]
-    for old in sorted(ended, key=lambda each: each.stat().st_mtime)[:-_KEPT]:
+    for old in sorted(ended, key=lambda each: each.stat().st_mtime)[: 1 - _KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return {}
 

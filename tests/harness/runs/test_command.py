@@ -163,6 +163,8 @@ def test_what_makes_no_sense_is_refused_before_anybody_is_asked(
     assert (code, "--host" in said) == (2, True), said
     code, _, said = run_here("same-id-again", "--host", "win-01", "--jobs", "2")
     assert (code, "1 utility VMs at a time" in said) == (2, True), said
+    code, _, said = run_here("same-id-again", "--host", "win-01", "--hosts", "all")
+    assert (code, "give one of them" in said) == (2, True), said
     with inventory.open("a") as file:
         file.write('maintenance = ["daily 00:00-12:00", "daily 12:00-00:00"]\n')
     code, _, said = run_here("same-id-again", "--host", "win-01")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,14 @@ import pytest
 from harness.runs.hosted import Watch
 
 MINE = {"token": 3, "state": "busy", "until_s": 1e12}
+
+
+@pytest.fixture(autouse=True)
+def heard_interrupts() -> Iterator[None]:
+    """As `serve` has it: whoever starts the tests in the background ignores SIGINT for them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def write(base: Path, *, lease: dict[str, object] | None = None, pid: int = 7) -> Path:

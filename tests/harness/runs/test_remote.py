@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -118,6 +122,26 @@ def test_a_restart_of_the_host_is_told_swept_and_no_success(host: Pretend) -> No
     assert hosted.result.scenarios[1].reason == "the host restarted while it ran"
     assert ("scenario_finished", "eight-sharers", "error") in heard.events
     assert "the host restarted under it" in said
+    assert hosted.result.leaks == ()
+    assert labs_of(host) == []
+    assert lease_of(host)["state"] == "free"
+
+
+def test_a_run_whose_process_dies_is_told_and_swept(host: Pretend) -> None:
+    class Killing(Heard):
+        def step_started(self, scenario: str, step: str) -> None:
+            super().step_started(scenario, step)
+            agent = host.host.local_path(ROOT.inside("agent", "identity.json"))
+            pid = json.loads(agent.read_bytes())["pid"]
+            for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                for child in children.read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+
+    with host.connect() as winrm:
+        hosted = remote_run(winrm, request("same-id-again", hang="600s"), Killing()).run()
+    (scenario,) = hosted.result.scenarios
+    assert scenario.outcome is Outcome.ERROR
+    assert "process ended with code" in str(scenario.reason)
     assert hosted.result.leaks == ()
     assert labs_of(host) == []
     assert lease_of(host)["state"] == "free"
