@@ -34,6 +34,7 @@ from snapshotter.vhdx import (
     open_chain,
 )
 from tests.snapshotter.archives import write
+from tests.snapshotter.ext4.oracles import mounted
 from tests.snapshotter.vhdx import oracle
 
 COMMAND = [sys.executable, "-c", "from snapshotter.cli import main; main()"]
@@ -414,6 +415,21 @@ def test_a_disk_whose_journal_waits_is_listed_with_a_warning(tmp_path: Path) -> 
     assert (done.exit_code, done.stderr.count("\n")) == (0, 1)
     assert f"{disk}: the journal waits to be replayed" in done.stderr
     assert json.loads(done.stdout)["entries"][0]["name"] == "lost+found"
+
+
+@pytest.mark.root
+def test_a_file_is_listed_whose_xattrs_are_kept_in_a_way_that_is_not_read(tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(64 * MIB)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-O", "ea_inode", str(disk)], check=True)
+    with mounted(disk, tmp_path / "mnt", "rw") as root:
+        (root / "file").write_bytes(b"read")
+        os.setxattr(root / "file", "user.large", b"x" * 20_000)
+    found = {e["name"]: e for e in document("ls", disk, schema="ls")["entries"]}
+    assert (found["file"]["size"], found["file"]["xattrs"]) == (4, None)
+    assert found["lost+found"]["xattrs"] == {}
+    assert run("cat", disk, "/file").stdout == "read"
 
 
 def layer(folder: Path, *members: tarfile.TarInfo) -> Path:
