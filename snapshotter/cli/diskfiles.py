@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from snapshotter.cli.output import JsonOption, operation, print_document, print_table, printable
+from snapshotter.errors import Ext4UnsupportedError
 
 if TYPE_CHECKING:
     from snapshotter.ext4.reader import Ext4
@@ -35,6 +36,8 @@ def list_(
     with operation(json_output=json_output, file=file), _file_system(file) as ext4:
         entries = list(_entries(ext4, path))
         if json_output:
+            for entry, below in zip(entries, _paths(ext4, path), strict=True):
+                entry["xattrs"] = _xattrs(ext4, below)
             print_document("ls", {"path": path, "entries": entries})
         else:
             print_table(
@@ -76,13 +79,26 @@ def _file_system(file: Path) -> Iterator[Ext4]:
         yield ext4
 
 
-def _entries(ext4: Ext4, path: str) -> Iterator[dict[str, object]]:
+def _paths(ext4: Ext4, path: str) -> list[str]:
     """The files of a directory by name, or the one file that the path means."""
     if ext4.stat(path).is_directory:
-        paths = [(name, f"{path.rstrip('/')}/{name}") for name in sorted(ext4.listdir(path))]
-    else:
-        paths = [(path, path)]
-    for name, below in paths:
+        return [f"{path.rstrip('/')}/{name}" for name in sorted(ext4.listdir(path))]
+    return [path]
+
+
+def _xattrs(ext4: Ext4, path: str) -> dict[str, str] | None:
+    """What `base64` holds of each; None where one is kept in a way that is not read."""
+    try:
+        found = ext4.xattrs(path)
+    except Ext4UnsupportedError:
+        return None
+    return {name: base64.b64encode(value).decode() for name, value in found.items()}
+
+
+def _entries(ext4: Ext4, path: str) -> Iterator[dict[str, object]]:
+    """What each of these files is."""
+    for below in _paths(ext4, path):
+        name = path if below == path else below.rpartition("/")[2]
         found = ext4.stat(below)
         entry: dict[str, object] = {
             "name": name,
@@ -93,9 +109,6 @@ def _entries(ext4: Ext4, path: str) -> Iterator[dict[str, object]]:
             "links": found.links,
             "mtime_ns": found.mtime_ns,
             "whiteout": found.is_whiteout,
-            "xattrs": {
-                key: base64.b64encode(value).decode() for key, value in ext4.xattrs(below).items()
-            },
         }
         if found.device is not None:
             entry["device"] = list(found.device)
