@@ -34,6 +34,8 @@ _GROUP: Final = re.compile(r"\(\?(?:P?<([A-Za-z_]\w*)>|([ims]*)(-[ims]+)?([:)]))
 _KNOWN_ESCAPES: Final = frozenset("dDwWsSbBAafnrtvx")
 _QUANTIFIER: Final = re.compile(r"(?:[*+?]|\{[0-9]+(?:,[0-9]*)?\})\??")
 _ASSERTIONS: Final = frozenset(["^", "$", r"\A", r"\Z", r"\b", r"\B"])
+_MAX_LENGTH: Final = 10_000
+"""Compiling a longer one would hold up everybody; snapshots' names are shorter."""
 _MAX_REPEAT: Final = 1000
 _UNGREEDY: Final = re.compile(r"\(\?[imsU-]+[:)]")
 
@@ -48,6 +50,8 @@ def compile_go_regexp(text: str) -> LinearPattern | None:
     Raises InvalidArgumentError for a valid one that cannot be expressed here (`\p{...}`, `(?U)`),
     or is too large: better refused than matched wrongly.
     """
+    if len(text) > _MAX_LENGTH:
+        raise InvalidArgumentError(f"regular expression {text[:100]!r}... is too large")
     try:
         translated = _translate(text)
         with warnings.catch_warnings():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from snapshotter.rpc import messages
 from snapshotter.rpc.descriptors import Message, MessageClass
@@ -136,3 +137,16 @@ class Client:
         request = messages.HealthCheckRequest(service=service)
         response = self.call("grpc.health.v1.Health/Check", request, messages.HealthCheckResponse)
         return int(response.status)
+
+
+def failure(call: Callable[[], object]) -> tuple[str, str]:
+    """The code and the text that a call ends with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    error = caught.value
+    return error.code().name, error.details()
+
+
+def layer(client: Client, name: str, parent: str = "") -> None:
+    client.prepare(f"extract-{name}", parent)
+    client.commit(name, f"extract-{name}")
