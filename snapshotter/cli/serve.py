@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -120,7 +119,7 @@ def serve(
             content.close()
         if not idle:
             # The interpreter would wait for the threads of the calls that were abandoned.
-            logging.shutdown()
+            sys.stderr.flush()
             os._exit(ExitCode.FAILED)
 
 
