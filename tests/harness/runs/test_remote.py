@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,6 @@ from tests.harness.runs.ready import (
     reset_lease,
     runs_of,
 )
-
-FAULTY = {"guest.create": "error(0x80004005)"}
 
 
 def test_a_run_is_told_live_and_its_result_is_that_of_the_host(host: Pretend) -> None:
@@ -145,16 +142,6 @@ def test_a_run_whose_process_dies_is_told_and_swept(host: Pretend) -> None:
     assert hosted.result.leaks == ()
     assert labs_of(host) == []
     assert lease_of(host)["state"] == "free"
-
-
-def test_a_scenario_that_fails_brings_its_console(host: Pretend) -> None:
-    asked = replace(request("eight-sharers"), faults=FAULTY)
-    with host.connect() as winrm:
-        hosted = remote_run(winrm, asked).run()
-    (scenario,) = hosted.result.scenarios
-    assert scenario.outcome is Outcome.FAILED
-    assert scenario.console
-    assert "--fault" in scenario.repro
 
 
 def test_what_is_left_on_the_host_is_a_leak_and_leaves_it_dirty(host: Pretend) -> None:
