@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from harness.errors import BridgeClosedError, GuestError, ProtocolError
+from harness.errors import BridgeClosedError, GuestError, ProtocolError, UsageError
 from harness.gcs.codec import (
     HOST_MAX_FRAME,
     Frame,
@@ -216,10 +216,12 @@ class Bridge:
     ) -> ContainerNotification:
         """Return the container's first notification, which stays for others to see.
 
-        Raises TimeoutError, BridgeClosedError.
+        Raises TimeoutError, BridgeClosedError, UsageError for one that was not created here.
         """
         with self._lock:
-            kept = self._notifications[container_id]
+            kept = self._notifications.get(container_id)
+            if kept is None:
+                raise UsageError(f"container {container_id} was not created on this bridge")
             if not self._lock.wait_for(lambda: kept or self._closed, timeout_s):
                 raise TimeoutError(f"container {container_id} has not exited")
             if not kept:

@@ -11,7 +11,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.errors import BridgeClosedError, GuestError, ProtocolError, SystemExitedError
+from harness.errors import (
+    BridgeClosedError,
+    GuestError,
+    ProtocolError,
+    SystemExitedError,
+    UsageError,
+)
 from harness.gcs.bridge import Bridge
 from harness.gcs.codec import Frame, FrameDecoder, encode_body, encode_frame
 from harness.gcs.guest import GuestClient
@@ -212,6 +218,14 @@ def test_notifications_wait_for_whoever_asks_later(ends: tuple[Bridge, PlayedGue
     assert bridge.wait_notification("b", timeout_s=5).container_id == "b"
     with pytest.raises(TimeoutError):
         bridge.wait_notification("a", timeout_s=0.02)
+
+
+def test_a_container_that_nobody_created_has_no_exit_to_wait_for(
+    ends: tuple[Bridge, PlayedGuest],
+) -> None:
+    bridge, _ = ends
+    with pytest.raises(UsageError, match="container c9 was not created"):
+        bridge.wait_notification("c9", timeout_s=5)
 
 
 def test_an_answer_of_the_wrong_shape_closes_the_bridge(ends: tuple[Bridge, PlayedGuest]) -> None:
