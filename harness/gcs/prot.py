@@ -481,7 +481,10 @@ class ScsiRefusal:
 
 @dataclass(frozen=True, slots=True)
 class ScsiDevicesAnswer:
-    """The answer to `ScsiDevices`: every disk that is not named is gone."""
+    """The answer to `ScsiDevices`: every disk that is not named takes no I/O any more.
+
+    The guest may remember it for a while: the host ejects a slot again before it attaches there.
+    """
 
     refusals: tuple[ScsiRefusal, ...] = wire("Refusals", records(ScsiRefusal))
 

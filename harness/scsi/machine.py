@@ -57,7 +57,9 @@ class ScsiGuest(Protocol):
         ...
 
     def eject_all(self, slots: Sequence[Slot]) -> Mapping[Slot, BaseException]:
-        """Do that for several disks together; return which the guest did not let go, and why.
+        """Have disks let go together; return which the guest did not let go, and why.
+
+        The others take no I/O any more. The guest may forget them later: only `eject` waits for it.
 
         After an error of the call itself any part of them may be gone.
         """
