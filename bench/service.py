@@ -123,7 +123,6 @@ def _fresh_prepare(directory: Path) -> Comparison:
     peer: list[float] = []
     with Snapshotter.open(directory / "fresh") as store:
         store.prepare("warm")
-        store.warm()  # as the service does when it has started
         for number in range(_ROUNDS):
             began = time.perf_counter()
             store.prepare(f"new-{number}")
