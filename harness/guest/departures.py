@@ -23,7 +23,7 @@ class Departures:
     def start(self, devices: Sequence[ScsiDevice], forget: Callable[[ScsiDevice], None]) -> None:
         """Call `forget` for each disk in a new thread. What fails there, the next eject meets.
 
-        Returns at once, or when no more than 16 disks are on their way.
+        Returns at once, or when no more than 16 disks are on their way, however often each.
         """
         if not devices:
             return
@@ -35,7 +35,7 @@ class Departures:
         except RuntimeError:  # no more threads can be had
             work()
         with self._changed:
-            self._changed.wait_for(lambda: len(self._leaving) <= _BEHIND)
+            self._changed.wait_for(lambda: len(set(self._leaving)) <= _BEHIND)
 
     def wait(self, device: ScsiDevice) -> None:
         """Return once a disk is not on its way any more."""
