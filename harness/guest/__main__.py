@@ -58,9 +58,12 @@ def _run_agent() -> None:
     """Run the agent in the child; ends the process, with a traceback on the console if it fails."""
     code = 1
     try:
+        from harness.guest.ground import Ground
+
+        ground = Ground()  # loads modules while we import
         from harness.guest.boot import serve
 
-        serve()
+        serve(ground)
         code = 0
     except BaseException:  # noqa: BLE001 - the boundary of a process
         try:

@@ -1,9 +1,4 @@
-"""From a bare initramfs, or a root disk, to an agent that serves: mounts, modules, transport.
-
-An initramfs is the kernel's rootfs, which nothing can pivot away from, as crun wants to: the root
-is bound to itself, the bind is moved over `/`, and the agent lives in it. Nothing is copied. A root
-disk is a mount already, and read-only.
-"""
+"""From the ground of a machine to an agent that serves: transport, setup, the end."""
 
 # ruff: noqa: E402 - the assertion below comes first on purpose
 
@@ -22,59 +17,36 @@ import time
 
 from harness.guest import syscalls
 from harness.guest.agent import Agent
+from harness.guest.ground import Ground, load, load_what_fits, root_is_disk
 from harness.guest.linux import LinuxSystem
 from harness.guest.log import Log
-from harness.guest.system import DEFAULT_PATH, MS_BIND, MS_MOVE, MS_NODEV, MS_NOEXEC, MS_NOSUID
+from harness.guest.system import DEFAULT_PATH, MS_NODEV, MS_NOEXEC, MS_NOSUID
 from harness.guest.transport import Transport, VirtioTransport, VsockTransport
 
-_MODULES = "/lib/modules/lcowlab"
-_ROOT = "/.root"
 _CRUN = "/run/lcowlab/bin/crun"
 _WRITABLE = "/run/lcowlab/writable"
-_NO = MS_NOSUID | MS_NODEV | MS_NOEXEC
-_MOUNTS = (
-    # source, target, type, flags, data
-    ("proc", "/proc", "proc", _NO, ""),
-    ("sysfs", "/sys", "sysfs", _NO, ""),
-    ("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755"),
-    ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=0620,ptmxmode=0666"),
-    ("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),  # noqa: S108 - a mount point
-    ("run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755"),
-    ("tmp", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"),  # noqa: S108 - a mount point
-    ("cgroup2", "/sys/fs/cgroup", "cgroup2", _NO, ""),
-)
-_DEVICE_LINKS = (
-    ("/proc/self/fd", "/dev/fd"),
-    ("/proc/self/fd/0", "/dev/stdin"),
-    ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"),
-)
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 _GRACE_S = 0.5  # for requests that are under way when the host goes
 
 
-def serve() -> None:
+def serve(ground: Ground) -> None:
     """Set the machine up and serve until the host is gone; then power off, or stay (`-s`)."""
-    _move_root()
-    _mount_all()
     os.environ.clear()
     os.environ.update(PATH=DEFAULT_PATH, HOME="/root", LANG="C.UTF-8")
-    hyperv = _on_hyperv()
-    modules = "hyperv" if hyperv else "qemu"
     options = _options(sys.argv[1:])
     stays = "s" in options
     log = Log(_to_console)
-    _load(f"{modules}.first")
+    ground.wait()
     transport: Transport
-    if hyperv:
+    if ground.machine == "hyperv":
         transport = VsockTransport(patience_s=None) if stays else VsockTransport()
     else:
         transport = VirtioTransport.open(on_violation=lambda text: log.error(f"stdio port: {text}"))
     system = LinuxSystem(transport.dial)
     system.start()
-    setup = Setup(modules, log, writable="w" in options)
+    setup = Setup(ground.machine, log, writable="w" in options)
     agent = Agent(system, log, crun=_CRUN, setup=setup.complete)
     for bridge in transport.bridges():
         agent.serve(bridge)
@@ -100,63 +72,6 @@ def _options(arguments: list[str]) -> set[str]:
     return found
 
 
-def _root_is_disk() -> bool:
-    return bool(os.major(os.stat("/").st_dev))  # what has no device, such as rootfs, has 0
-
-
-def _move_root() -> None:
-    if _root_is_disk():
-        return
-    os.makedirs(_ROOT, exist_ok=True)  # noqa: PTH103 - pathlib is slow to import
-    syscalls.mount("/", _ROOT, "", MS_BIND, "")
-    os.chdir(_ROOT)
-    syscalls.mount(".", "/", "", MS_MOVE, "")
-    os.chroot(".")
-    os.chdir("/")
-
-
-def _mount_all() -> None:
-    for source, target, kind, flags, data in _MOUNTS:
-        os.makedirs(target, exist_ok=True)  # noqa: PTH103 - pathlib is slow to import
-        syscalls.mount(source, target, kind, flags, data)
-    for target, path in _DEVICE_LINKS:
-        with contextlib.suppress(FileExistsError):
-            os.symlink(target, path)  # noqa: PTH211 - pathlib is slow to import
-    for path in ("/root", "/run/gcs/c", "/run/mounts/scsi"):
-        os.makedirs(path, exist_ok=True)  # noqa: PTH103 - pathlib is slow to import
-
-
-def _on_hyperv() -> bool:
-    """Whether the kernel shows a VMBus: as an ACPI device before hv_vmbus is loaded."""
-    if os.path.isdir("/sys/bus/vmbus/devices"):  # noqa: PTH112 - pathlib is slow to import
-        return True
-    with contextlib.suppress(FileNotFoundError):
-        names = os.listdir("/sys/bus/acpi/devices")  # noqa: PTH208 - pathlib is slow to import
-        return any(name.startswith(("VMBUS:", "VMBus:", "MSFT1000:")) for name in names)
-    return False
-
-
-def _load(module_set: str) -> None:
-    """Load the modules that a list names, in its order; a kernel may have all of them built in."""
-    for path in _listed(module_set):
-        syscalls.load_module(path)
-
-
-def _load_what_fits(module_set: str) -> None:
-    """Load those of a list that this processor suits: the others refuse."""
-    for path in _listed(module_set):
-        with contextlib.suppress(OSError):
-            syscalls.load_module(path)
-
-
-def _listed(module_set: str) -> list[str]:
-    try:
-        with open(f"{_MODULES}/{module_set}", encoding="ascii") as file:
-            return [f"{_MODULES}/{name}" for name in file.read().split()]
-    except FileNotFoundError:
-        return []
-
-
 class Setup:
     """What the first message need not wait for: the other modules, loopback, crun."""
 
@@ -174,10 +89,10 @@ class Setup:
             return
         with self._lock:
             if not self._done:
-                _load(f"{self._modules}.later")
-                _load_what_fits("extra.faster")
-                _load("extra")
-                if self._writable and _root_is_disk():
+                load(f"{self._modules}.later")
+                load_what_fits("extra.faster")
+                load("extra")
+                if self._writable and root_is_disk():
                     _make_writable()
                 _import_the_rest()
                 _loopback_up(self._log)
@@ -204,7 +119,9 @@ def _import_the_rest() -> None:
 def _make_writable() -> None:
     """Lay memory over what programs of a read-only root want to write to, as hcsshim's init."""
     os.makedirs(_WRITABLE)  # noqa: PTH103 - pathlib is slow to import
-    syscalls.mount("tmpfs", _WRITABLE, "tmpfs", _NO, "mode=0700,size=40%")
+    syscalls.mount(
+        "tmpfs", _WRITABLE, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700,size=40%"
+    )
     for path in ("/etc", "/var"):
         upper, work = f"{_WRITABLE}{path}/upper", f"{_WRITABLE}{path}/work"
         for folder in (upper, work):
