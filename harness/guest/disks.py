@@ -206,12 +206,17 @@ class Disks:
         return int(hosts[0]) if hosts else None
 
     def _device(self, disk: MappedVirtualDisk, deadline: float) -> str:
-        """Return the device's path once the kernel shows it. Raises GuestFailure after 5 s."""
+        """Return the device's path once it can be opened. Raises GuestFailure after 5 s.
+
+        The kernel shows a disk a moment before it lets anybody open it.
+        """
         while True:
             name = self._device_name(disk)
+            late = time.monotonic() >= deadline
             if name is not None and self._system.exists(f"/dev/{name}"):
-                return f"/dev/{name}"
-            if time.monotonic() >= deadline:
+                if late or self._opens(f"/dev/{name}"):
+                    return f"/dev/{name}"  # what is wrong with it will be told by its use
+            elif late:
                 where = f"controller {disk.controller}, LUN {disk.lun}"
                 if disk.partition:
                     where += f", partition {disk.partition}"
@@ -219,6 +224,13 @@ class Disks:
                     HResult.NOT_FOUND, f"no disk at {where} after {APPEAR_S:g} s: is it attached?"
                 )
             time.sleep(_POLL_S)
+
+    def _opens(self, device: str) -> bool:
+        try:
+            self._system.read_at(device, 0, 1)
+        except OSError as error:
+            return error.errno not in _NOT_YET
+        return True
 
     def _device_name(self, disk: MappedVirtualDisk) -> str | None:
         host = self._host(disk.controller)

@@ -76,6 +76,8 @@ class FakeGuestOs:
     busy: set[str] = field(default_factory=set)
     fail_mounts: list[int] = field(default_factory=list)
     """errno values of the next mounts; 0 is one that works."""
+    fail_opens: list[int] = field(default_factory=list)
+    """errno values of the next opens of a disk."""
     commands: list[list[str]] = field(default_factory=list)
     fail_commands: list[str] = field(default_factory=list)
     """Words; the next command that has the first of them fails."""
@@ -153,6 +155,7 @@ class FakeGuestOs:
         return os.listdir(self.at(path))
 
     def read_at(self, path: str, offset: int, size: int) -> bytes:
+        self._open_disk(path)
         with self.at(path).open("rb") as file:
             file.seek(offset)
             return file.read(size)
@@ -218,6 +221,7 @@ class FakeGuestOs:
 
     def map_device(self, name: str, *, kind: str, sectors: int, parameters: str) -> str:
         path = f"/dev/mapper/{name}"
+        self._open_disk(parameters.split()[1])
         source = self.at(parameters.split()[1])
         self.at(path).write_bytes(source.read_bytes())
         if self.tampered:
@@ -225,6 +229,11 @@ class FakeGuestOs:
             self.at(path).mkdir()  # what is read of it is an error
         self.mapped[name] = f"0 {sectors} {kind} {parameters}"
         return path
+
+    def _open_disk(self, path: str) -> None:
+        if path.startswith("/dev/sd") and self.fail_opens:
+            code = self.fail_opens.pop(0)
+            raise OSError(code, os.strerror(code), path)
 
     def unmap_device(self, name: str) -> None:
         self.unmaps.append(name)

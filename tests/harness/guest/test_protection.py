@@ -70,6 +70,17 @@ def test_a_layer_is_mounted_through_its_tree(protected: Guest) -> None:
     assert (mount.source, mount.flags, mount.data) == (f"/dev/mapper/{VERITY_NAME}", 1, "noload")
 
 
+@pytest.mark.parametrize("disk", [LAYER, SCRATCH], ids=["verified", "encrypted"])
+@pytest.mark.parametrize("code", [errno.ENXIO, errno.ENOENT, errno.EBUSY])
+def test_a_disk_that_does_not_open_at_once_is_tried_again(
+    protected: Guest, disk: MappedVirtualDisk, code: int
+) -> None:
+    protected.os.fail_opens = [code, code]
+    protected.client.mount_disk(disk)
+    assert protected.os.fail_opens == []
+    assert disk.mount_path in protected.os.mounted()
+
+
 def test_a_layer_is_unmounted_before_its_device_goes(protected: Guest) -> None:
     protected.client.mount_disk(LAYER)
     protected.os.busy.add(LAYER.mount_path)
