@@ -112,7 +112,8 @@ def check_scratch(folder: Path, scratch: Path) -> None:
         ["debugfs", "-R", "ls -p /scratch", raw], check=True, capture_output=True, text=True
     ).stdout
     names = [line.split("/")[5] for line in listing.splitlines() if line.startswith("/")]
-    assert names == [".", ".."], "a container's directory was left on the scratch"
+    # Tests that ran elsewhere made none, and no /scratch either.
+    assert set(names) <= {".", ".."}, "a container's directory was left on the scratch"
 
 
 def layers(container: str) -> CombinedLayers:
