@@ -32,7 +32,8 @@ _POSIX: Final = {
 _POSIX_CLASS: Final = re.compile(r"\[:(?P<not>\^?)(?P<name>.*?):\]", re.DOTALL)
 _GROUP: Final = re.compile(r"\(\?(?:P?<([A-Za-z_]\w*)>|([ims]*)(-[ims]+)?([:)]))")
 _KNOWN_ESCAPES: Final = frozenset("dDwWsSbBAafnrtvx")
-_QUANTIFIER: Final = re.compile(r"(?:[*+?]|\{[0-9]+(?:,[0-9]*)?\})\??")
+_NUMBER: Final = "(?:0|[1-9][0-9]*)"  # "{01}" is no repeat
+_QUANTIFIER: Final = re.compile(rf"(?:[*+?]|\{{{_NUMBER}(?:,{_NUMBER}?)?\}})\??")
 _ASSERTIONS: Final = frozenset(["^", "$", r"\A", r"\Z", r"\b", r"\B"])
 _MAX_LENGTH: Final = 10_000
 """Compiling a longer one would hold up everybody; snapshots' names are shorter."""
