@@ -49,9 +49,10 @@ _NAIVE_INIT = """\
 cd /lib/modules/lcowlab
 for module in $(/bin/busybox cat qemu.first); do /bin/busybox insmod $module; done
 until [ -e /dev/vport1p1 ] || [ -e /dev/vport0p1 ]; do :; done
-for port in /dev/vport*p1; do exec 3<>$port; done
+# A port is shown a moment before it can be opened.
+for port in /dev/vport*p1; do until command exec 3<>$port; do :; done 2>/dev/null; done
 echo hello >&3
-for port in /dev/vport*p2; do exec 4<>$port; done
+for port in /dev/vport*p2; do until command exec 4<>$port; do :; done 2>/dev/null; done
 while read -r size <&3; do /bin/busybox dd if=/dev/zero bs=32k count=$((size / 32768)) >&4; done
 """
 
