@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import errno
-import json
 import os
 import pty
 import random
-import shutil
-import signal
 import subprocess
-import sys
-import tarfile
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from snapshotter.blockio import LocalBlockFile
-from snapshotter.cli.app import app
-from snapshotter.ext4.mkfs import format_ext4
 from snapshotter.units import GIB, KIB, MIB
 from snapshotter.vhdx import (
     VhdxDisk,
@@ -33,33 +18,8 @@ from snapshotter.vhdx import (
     create_vhdx,
     open_chain,
 )
-from tests.snapshotter.archives import write
-from tests.snapshotter.ext4.oracles import mounted
 from tests.snapshotter.vhdx import oracle
-
-COMMAND = [sys.executable, "-c", "from snapshotter.cli import main; main()"]
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, ["vhdx", *map(str, arguments)])
-
-
-def document(*arguments: str | Path, schema: str, code: int = 0) -> dict[str, Any]:
-    done = run(*arguments, "--json")
-    assert done.exit_code == code, done.stderr
-    value: dict[str, Any] = json.loads(done.stdout)
-    assert value["schema"] == f"lcow-snapshotter.{schema}/1"
-    return value
-
-
-def failure(*arguments: str | Path, code: int = 1) -> str:
-    """The one line that a command that fails prints."""
-    done = run(*arguments)
-    assert done.exit_code == code, (done.stdout, done.stderr)
-    assert done.stderr.startswith("lcow-snapshotter: ")
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
-    return done.stderr
+from tests.snapshotter.vhdxcommand import COMMAND, chain, document, failure, run
 
 
 @pytest.fixture
@@ -267,17 +227,6 @@ def test_a_disk_is_resized(tmp_path: Path) -> None:
     oracle.check(path)
 
 
-def chain(folder: Path) -> tuple[Path, Path, bytes]:
-    base, child = folder / "base.vhdx", folder / "child.vhdx"
-    create_vhdx(base, 8 * MIB)
-    with VhdxDisk.open(base, writable=True) as disk:
-        disk.write_at(0, b"base" * MIB)
-    create_child(child, base)
-    with open_chain(child, writable=True) as opened:
-        opened.top.write_at(MIB + 100, b"child")
-        return base, child, opened.read_at(0, 8 * MIB)
-
-
 @oracle.needs_qemu
 def test_a_child_is_merged_into_its_parent(tmp_path: Path) -> None:
     base, child, expected = chain(tmp_path)
@@ -362,268 +311,6 @@ def test_what_cannot_be_repaired_is_left_as_it_is(tmp_path: Path) -> None:
     assert "BAT entry 0 at 0x300000" in done.stdout
     assert "restore it from a copy" in done.stdout
     assert path.read_bytes() == before
-
-
-def test_files_are_listed_and_read_through_a_chain(tmp_path: Path) -> None:
-    layer = write(tmp_path / "layer.tar", {"a/hello": b"in the base"})
-    vhd, base, child = (tmp_path / name for name in ("l.vhd", "base.vhdx", "child.vhdx"))
-    imported = CliRunner().invoke(app, ["layer", "import", str(layer), str(vhd)])
-    assert imported.exit_code == 0, imported.stderr
-    assert run("convert", vhd, base).exit_code == 0
-    assert run("create", child, "--parent", base).exit_code == 0
-    with open_chain(child, writable=True) as opened:
-        at = next(
-            start
-            for start in range(0, opened.size, 4096)
-            if opened.read_at(start, 11) == b"in the base"
-        )
-        opened.top.write_at(at, b"in the CHIL")
-    names = document("ls", child, "/a", schema="ls")["entries"]
-    assert [entry["name"] for entry in names] == ["hello"]
-    assert run("cat", child, "/a/hello").stdout == "in the CHIL"
-    assert run("cat", base, "/a/hello").stdout == "in the base"
-    encoded = document("cat", child, "/a/hello", schema="cat")["base64"]
-    assert base64.b64decode(encoded) == b"in the CHIL"
-
-
-def test_a_raw_disk_is_looked_into_too(tmp_path: Path) -> None:
-    content = format_ext4(GIB)
-    with (tmp_path / "disk.img").open("wb") as file:
-        file.truncate(content.size)
-        for offset, data in content.pieces:
-            file.seek(offset)
-            file.write(data)
-    names = document("ls", tmp_path / "disk.img", schema="ls")["entries"]
-    assert [entry["name"] for entry in names] == ["lost+found"]
-
-
-def test_a_disk_whose_journal_waits_is_listed_with_a_warning(tmp_path: Path) -> None:
-    content = format_ext4(GIB, journal_mib=4, checksums=False)
-    disk = tmp_path / "disk.img"
-    with disk.open("wb") as file:
-        file.truncate(content.size)
-        for offset, data in content.pieces:
-            file.seek(offset)
-            file.write(data)
-    assert run("ls", disk).stderr == ""
-    with disk.open("r+b") as file:
-        file.seek(1024 + 0x60)  # s_feature_incompat
-        flags = int.from_bytes(file.read(4), "little")
-        file.seek(1024 + 0x60)
-        file.write((flags | 4).to_bytes(4, "little"))  # EXT4_FEATURE_INCOMPAT_RECOVER
-    done = run("ls", disk, "--json")
-    assert (done.exit_code, done.stderr.count("\n")) == (0, 1)
-    assert f"{disk}: the journal waits to be replayed" in done.stderr
-    assert json.loads(done.stdout)["entries"][0]["name"] == "lost+found"
-
-
-@pytest.mark.root
-def test_a_file_is_listed_whose_xattrs_are_kept_in_a_way_that_is_not_read(tmp_path: Path) -> None:
-    disk = tmp_path / "disk.img"
-    with disk.open("wb") as file:
-        file.truncate(64 * MIB)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-O", "ea_inode", str(disk)], check=True)
-    with mounted(disk, tmp_path / "mnt", "rw") as root:
-        (root / "file").write_bytes(b"read")
-        os.setxattr(root / "file", "user.large", b"x" * 20_000)
-    found = {e["name"]: e for e in document("ls", disk, schema="ls")["entries"]}
-    assert (found["file"]["size"], found["file"]["xattrs"]) == (4, None)
-    assert found["lost+found"]["xattrs"] == {}
-    assert run("cat", disk, "/file").stdout == "read"
-
-
-def layer(folder: Path, *members: tarfile.TarInfo) -> Path:
-    """A layer disk of members without content."""
-    with tarfile.open(
-        folder / "layer.tar", "w", format=tarfile.PAX_FORMAT, errors="surrogateescape"
-    ) as archive:
-        for info in members:
-            archive.addfile(info)
-    vhd = folder / "layer.vhd"
-    done = CliRunner().invoke(app, ["layer", "import", str(folder / "layer.tar"), str(vhd)])
-    assert done.exit_code == 0, done.stderr
-    return vhd
-
-
-def test_a_listing_tells_what_an_inode_says(tmp_path: Path) -> None:
-    device = tarfile.TarInfo("tty")
-    device.type, device.devmajor, device.devminor = tarfile.CHRTYPE, 4, 64
-    device.mode, device.uid, device.gid, device.mtime = 0o620, 7, 5, 1_500_000_000.25
-    device.pax_headers = {"SCHILY.xattr.trusted.a": "b"}
-    again = tarfile.TarInfo("again")
-    again.type, again.linkname = tarfile.LNKTYPE, "tty"
-    vhd = layer(tmp_path, device, again)
-    (entry,) = document("ls", vhd, "/tty", schema="ls")["entries"]
-    assert entry == {
-        "name": "/tty",
-        "mode": 0o020620,
-        "uid": 7,
-        "gid": 5,
-        "size": 0,
-        "links": 2,
-        "mtime_ns": 1_500_000_000_250_000_000,
-        "whiteout": False,
-        "xattrs": {"trusted.a": base64.b64encode(b"b").decode()},
-        "device": [4, 64],
-    }
-    heads, row = run("ls", vhd, "/tty").stdout.splitlines()
-    assert heads.split() == ["MODE", "OWNER", "SIZE", "MODIFIED", "NAME"]
-    assert row.split() == ["crw--w----", "7:5", "4,64", "2017-07-14", "02:40:00", "/tty"]
-
-
-def test_names_of_a_layer_do_not_steer_the_terminal(tmp_path: Path) -> None:
-    hostile = "a\x1b[2J\udcff\n-rw-r--r--  0:0  forged"
-    link = tarfile.TarInfo("link")
-    link.type, link.linkname = tarfile.SYMTYPE, hostile
-    vhd = layer(tmp_path, tarfile.TarInfo(hostile), link)
-    shown = run("ls", vhd).stdout
-    assert "\x1b" not in shown
-    assert len(shown.splitlines()) == 4  # the heads, lost+found, and two
-    assert shown.count("a\\x1b[2J\\xff\\n-rw-r--r--  0:0  forged") == 2
-    names = {entry["name"] for entry in document("ls", vhd, schema="ls")["entries"]}
-    assert hostile in names
-    assert "\x1b" not in failure("cat", vhd, f"{hostile}/below")
-
-
-def test_times_before_1970_and_behind_2038_are_shown(tmp_path: Path) -> None:
-    old, late = tarfile.TarInfo("old"), tarfile.TarInfo("late")
-    old.mtime, late.mtime = -1, 10**10
-    shown = run("ls", layer(tmp_path, old, late)).stdout
-    assert "1969-12-31 23:59:59  old" in shown
-    assert "2286-11-20 17:46:40  late" in shown
-
-
-def big_disk(path: Path) -> Path:
-    """Data that takes a while to copy and no room: zeros would be left out."""
-    block = random.Random(2).randbytes(MIB)
-    with path.open("wb") as file:
-        for _ in range(600):
-            file.write(block)
-    return path
-
-
-def test_ctrl_c_in_the_middle_of_a_conversion_leaves_nothing(tmp_path: Path) -> None:
-    source, out = big_disk(tmp_path / "big.raw"), tmp_path / "out"
-    out.mkdir()
-    with subprocess.Popen(
-        [*COMMAND, "vhdx", "convert", str(source), str(out / "big.vhdx")],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            staged = list(out.iterdir())
-            if staged and staged[0].stat().st_size > 8 * MIB:
-                break
-            time.sleep(0.001)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
-    assert output == ""
-    assert errors == "interrupted; nothing half-made was left\n"
-    assert os.listdir(out) == []
-
-
-def interrupt_once(command: list[str], begun: Callable[[], bool]) -> tuple[int, str, str]:
-    """Send Ctrl-C to a command when it has `begun`; its exit code, output and errors."""
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 60
-        while not begun() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
-    return process.returncode, output, errors
-
-
-# Ctrl-C comes when the parent has grown that often: no other moment is as sure.
-INTERRUPTED = """
-import signal, sys
-left = int(sys.argv.pop(1))
-
-def watch(event, arguments):
-    global left
-    if event == "os.truncate":
-        left -= 1
-        if left == 0:
-            signal.raise_signal(signal.SIGINT)
-
-sys.addaudithook(watch)
-from snapshotter.cli import main
-main()
-"""
-
-
-def test_ctrl_c_in_the_middle_of_a_merge_loses_nothing(tmp_path: Path) -> None:
-    base, child = tmp_path / "base.vhdx", tmp_path / "child.vhdx"
-    create_vhdx(base, GIB)
-    create_child(child, base)
-    blocks = [random.Random(number).randbytes(MIB) for number in range(8)]
-    with open_chain(child, writable=True) as opened:
-        for number, block in enumerate(blocks):
-            opened.top.write_at(number * 5 * MIB, block)
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, "4", "vhdx", "merge", str(child)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (130, "")
-    line = f"interrupted; {child} reads as before: merge it again to end what was begun\n"
-    assert done.stderr == line
-    with open_chain(child) as opened:
-        assert [opened.read_at(n * 5 * MIB, MIB) for n in range(8)] == blocks
-    assert run("merge", child).exit_code == 0
-    assert run("check", base).exit_code == 0
-    with VhdxDisk.open(base) as disk:
-        assert [disk.read_at(n * 5 * MIB, MIB) for n in range(8)] == blocks
-
-
-def test_ctrl_c_in_the_middle_of_an_import_leaves_nothing(tmp_path: Path) -> None:
-    """The tar stops in the middle: the command waits for the rest when the signal comes."""
-    pipe, out = tmp_path / "layer.tar", tmp_path / "out"
-    os.mkfifo(pipe)
-    out.mkdir()
-    info = tarfile.TarInfo("big")
-    info.size = GIB
-    stop = threading.Event()
-
-    def write() -> None:
-        with contextlib.suppress(BrokenPipeError), pipe.open("wb", buffering=0) as stream:
-            stream.write(info.tobuf() + bytes([1]) * 12 * MIB)
-            stop.wait(60)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    command = [*COMMAND, "layer", "import", str(pipe), str(out / "layer.vhd")]
-    code, output, errors = interrupt_once(
-        command, lambda: any(path.stat().st_size > 8 * MIB for path in out.iterdir())
-    )
-    stop.set()
-    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))  # lets go of a writer without a reader
-    writer.join()
-    assert (code, output) == (130, "")
-    assert errors == "interrupted; nothing half-made was left\n"
-    assert os.listdir(out) == []
-
-
-@pytest.mark.root
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_a_full_disk_ends_with_3_and_leaves_nothing(tmp_path: Path) -> None:
-    source, small = tmp_path / "disk.raw", tmp_path / "small"
-    source.write_bytes(random.Random(3).randbytes(12 * MIB))
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], check=True)
-    try:
-        line = failure("convert", source, small / "out.vhdx", code=3)
-        assert str(small / "out.vhdx") in line
-        assert os.strerror(errno.ENOSPC) in line
-        assert os.listdir(small) == []
-        assert shutil.disk_usage(small).used == 0
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 def test_a_terminal_sees_how_far_it_is_and_a_pipe_does_not(tmp_path: Path, raw: Path) -> None:
