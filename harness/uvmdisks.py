@@ -43,11 +43,11 @@ class BridgeScsiGuest:
 
     def mount(self, slot: Slot, config: MountConfig, guest_path: str) -> None:
         """Mount a disk's partition at `guest_path`."""
-        self._guest.mount_disk(_mapped_disk(slot, config, guest_path))
+        self._guest.mount_disk(mapped_disk(slot, config, guest_path))
 
     def unmount(self, slot: Slot, config: MountConfig, guest_path: str) -> None:
         """Undo `mount`; the request says exactly what the mount said."""
-        self._guest.unmount_disk(_mapped_disk(slot, config, guest_path))
+        self._guest.unmount_disk(mapped_disk(slot, config, guest_path))
 
     def eject(self, slot: Slot) -> None:
         """Make the guest let go of a disk before the host takes it away (hcsshim #551)."""
@@ -59,7 +59,8 @@ class BridgeScsiGuest:
         return {Slot(*where): error for where, error in refused.items()}
 
 
-def _mapped_disk(slot: Slot, config: MountConfig, guest_path: str) -> MappedVirtualDisk:
+def mapped_disk(slot: Slot, config: MountConfig, guest_path: str) -> MappedVirtualDisk:
+    """Return the guest's settings for a disk that is mounted as `config` says."""
     return MappedVirtualDisk(
         mount_path=guest_path,
         controller=slot.controller,

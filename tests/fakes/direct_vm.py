@@ -25,7 +25,7 @@ from harness.errors import (
 )
 from harness.faults import Action, FaultPlan
 from harness.faults.service import service_error
-from harness.gcs.prot import CombinedLayers, MappedVirtualDisk, ScsiDevice
+from harness.gcs.prot import CombinedLayers, ScsiDevice
 from harness.guest.disks import Disks
 from harness.guest.errors import GuestFailure
 from harness.guest.layers import Layers
@@ -36,6 +36,7 @@ from harness.model.disks import DiskStore, ModelDisk
 from harness.model.guestos import ModelGuestOs
 from harness.scsi import DiskClaims, MountConfig, ScsiManager, Slot
 from harness.scsi.machine import eject_each
+from harness.uvmdisks import mapped_disk
 
 E_FAIL = 0x80004005
 
@@ -176,11 +177,11 @@ class DirectVm:
     # -- ScsiGuest -------------------------------------------------------------------------------
 
     def mount(self, slot: Slot, config: MountConfig, guest_path: str) -> None:
-        disk = _mapped(slot, config, guest_path)
+        disk = mapped_disk(slot, config, guest_path)
         self._call_guest("guest.add-mapped-virtual-disk", lambda: self._guest_disks.add(disk))
 
     def unmount(self, slot: Slot, config: MountConfig, guest_path: str) -> None:
-        disk = _mapped(slot, config, guest_path)
+        disk = mapped_disk(slot, config, guest_path)
         self._call_guest("guest.remove-mapped-virtual-disk", lambda: self._guest_disks.remove(disk))
 
     def eject(self, slot: Slot) -> None:
@@ -243,16 +244,3 @@ class DirectVm:
     def _check_alive(self) -> None:
         if self._dead:
             raise SystemExitedError("the machine is dead")
-
-
-def _mapped(slot: Slot, config: MountConfig, guest_path: str) -> MappedVirtualDisk:
-    return MappedVirtualDisk(
-        mount_path=guest_path,
-        controller=slot.controller,
-        lun=slot.lun,
-        partition=config.partition,
-        read_only=config.read_only,
-        options=config.options,
-        ensure_filesystem=config.ensure_filesystem,
-        filesystem=config.filesystem,
-    )
