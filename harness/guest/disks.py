@@ -13,6 +13,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from harness.gcs.prot import HResult, MappedVirtualDisk, ScsiDevice, ScsiRefusal
@@ -212,11 +213,12 @@ class Disks:
         """
         while True:
             name = self._device_name(disk)
-            late = time.monotonic() >= deadline
             if name is not None and self._system.exists(f"/dev/{name}"):
-                if late or self._opens(f"/dev/{name}"):
-                    return f"/dev/{name}"  # what is wrong with it will be told by its use
-            elif late:
+                device = f"/dev/{name}"
+                with contextlib.suppress(OSError):  # told by its use
+                    _retry(partial(self._system.read_at, device, 0, 1), deadline)
+                return device
+            if time.monotonic() >= deadline:
                 where = f"controller {disk.controller}, LUN {disk.lun}"
                 if disk.partition:
                     where += f", partition {disk.partition}"
@@ -224,13 +226,6 @@ class Disks:
                     HResult.NOT_FOUND, f"no disk at {where} after {APPEAR_S:g} s: is it attached?"
                 )
             time.sleep(_POLL_S)
-
-    def _opens(self, device: str) -> bool:
-        try:
-            self._system.read_at(device, 0, 1)
-        except OSError as error:
-            return error.errno not in _NOT_YET
-        return True
 
     def _device_name(self, disk: MappedVirtualDisk) -> str | None:
         host = self._host(disk.controller)
@@ -250,7 +245,7 @@ class Disks:
             return None
 
     def _mount(self, disk: MappedVirtualDisk, device: str, deadline: float) -> None:
-        present = _retry(lambda: self._file_system(device), deadline)
+        present = self._file_system(device)
         wanted = disk.filesystem or present
         if wanted is None:
             raise GuestFailure(
